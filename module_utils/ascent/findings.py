@@ -1,0 +1,53 @@
+"""Findings: the one shape in which every stage reports what is wrong.
+
+>>> finding("D01", "error", "port 8000 is taken", host="a3-01")["severity"]
+'error'
+"""
+
+from __future__ import annotations
+
+__all__ = ["SEVERITIES", "failed", "finding", "sort_findings"]
+
+from typing import Any, Dict, Iterable, List, Optional
+
+#: From worst to mildest. Only ``error`` stops a stage.
+SEVERITIES = ("error", "warning", "info")
+
+
+def finding(
+    id: str,
+    severity: str,
+    summary: str,
+    *,
+    host: Optional[str] = None,
+    stage: Optional[str] = None,
+    evidence: str = "",
+    cause: str = "",
+    fix: str = "",
+) -> Dict[str, Any]:
+    """One finding with every key of the contract (docs/architecture.md, section 2).
+
+    Raises ValueError for a severity outside `SEVERITIES`: that is a mistake in our code, never in the input.
+    """
+    if severity not in SEVERITIES:
+        raise ValueError(f"severity {severity!r} is not one of {SEVERITIES}")
+    return {
+        "id": id,
+        "severity": severity,
+        "host": host,
+        "stage": stage,
+        "summary": summary,
+        "evidence": evidence,
+        "cause": cause,
+        "fix": fix,
+    }
+
+
+def failed(findings: Iterable[Dict[str, Any]]) -> bool:
+    """True when any finding is an error."""
+    return any(item["severity"] == "error" for item in findings)
+
+
+def sort_findings(findings: Iterable[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """Worst first, then by host and id, so that two runs over the same state print the same list."""
+    return sorted(findings, key=lambda item: (SEVERITIES.index(item["severity"]), item["host"] or "", item["id"]))

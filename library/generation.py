@@ -1,0 +1,174 @@
+#!/usr/bin/python
+"""Ansible module ``generation``; the action plugin of the same name computes its arguments on the controller."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: generation
+short_description: Keep one generation of a cluster's scripts on a node
+description:
+  - Writes the scripts and the manifest of one generation and points the C(current) link at it.
+  - A generation that is new appears whole or not at all, because it is written beside its place and renamed.
+  - In a generation that exists already, a file that was edited, lost or added by hand is put right.
+  - The action plugin of the same name fills O(number), O(files) and O(manifest) from the plan. Playbooks give O(digest) only.
+options:
+  root:
+    description: Directory of the cluster, such as C(/etc/ascent/a3-cluster).
+    type: path
+    required: true
+  digest:
+    description: Digest of the engine image that this generation locks. Null while a dry run cannot know it.
+    type: str
+  number:
+    description: Number of the generation.
+    type: int
+  files:
+    description: File names and their contents.
+    type: dict
+  manifest:
+    description: What the node remembers of the generation, see docs/architecture.md section 5.
+    type: dict
+author:
+  - Ascent developers (@ascent)
+attributes:
+  check_mode:
+    description: Says what would change and touches nothing.
+    support: full
+  diff_mode:
+    description: Shows each file against the generation that is current.
+    support: full
+  idempotent:
+    description: A second call with the same arguments changes nothing.
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Write the generation
+  generation:
+    root: /etc/ascent/a3-cluster
+    digest: sha256:0f4e…
+"""
+
+RETURN = r"""
+number:
+  description: Number of the generation that is current now.
+  returned: always
+  type: int
+written:
+  description: Names of the files that were, or in check mode would be, written or removed.
+  returned: always
+  type: list
+"""
+
+import json
+import os
+import shutil
+import tempfile
+
+from ansible.module_utils.basic import AnsibleModule
+
+MANIFEST = "manifest.json"
+
+
+def observe(directory):
+    """Texts of the files in ``directory`` by name; empty when it is not there."""
+    if not os.path.isdir(directory):
+        return {}
+    found = {}
+    for name in sorted(os.listdir(directory)):
+        path = os.path.join(directory, name)
+        if os.path.isfile(path):
+            with open(path, encoding="utf-8", errors="replace") as handle:
+                found[name] = handle.read()
+    return found
+
+
+def write(directory, name, text):
+    """Replace one file in one step. Scripts are for root alone to run; nothing here is for other users to read."""
+    handle, temporary = tempfile.mkstemp(dir=directory, prefix="." + name)
+    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.chmod(temporary, 0o750 if name.endswith(".sh") else 0o640)
+    os.replace(temporary, os.path.join(directory, name))
+
+
+def apply(root, directory, wanted, changed_names):
+    """Make ``directory`` hold exactly ``wanted``."""
+    if os.path.isdir(directory):
+        for name in changed_names:
+            if name in wanted:
+                write(directory, name, wanted[name])
+            else:
+                os.unlink(os.path.join(directory, name))
+        return
+    parent = os.path.dirname(directory)
+    os.makedirs(parent, mode=0o750, exist_ok=True)
+    for half_written in os.listdir(parent):
+        if half_written.startswith(".new-"):
+            shutil.rmtree(os.path.join(parent, half_written))
+    beside = tempfile.mkdtemp(dir=parent, prefix=".new-")
+    for name, text in wanted.items():
+        write(beside, name, text)
+    os.chmod(beside, 0o750)
+    os.rename(beside, directory)
+
+
+def point(link, target):
+    """Move the ``current`` link in one step."""
+    temporary = link + ".new"
+    if os.path.lexists(temporary):
+        os.unlink(temporary)
+    os.symlink(target, temporary)
+    os.replace(temporary, link)
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "root": {"type": "path", "required": True},
+            "digest": {"type": "str"},
+            "number": {"type": "int"},
+            "files": {"type": "dict"},
+            "manifest": {"type": "dict"},
+        },
+        supports_check_mode=True,
+    )
+    root, number = module.params["root"], module.params["number"]
+    if number is None or module.params["files"] is None or module.params["manifest"] is None:
+        module.fail_json(msg="generation has no plan to write: call it through its action plugin, with ascent_plan set")
+
+    wanted = dict(module.params["files"])
+    wanted[MANIFEST] = json.dumps(module.params["manifest"], indent=2, sort_keys=True) + "\n"
+    directory = os.path.join(root, "generations", str(number))
+    link, target = os.path.join(root, "current"), os.path.join("generations", str(number))
+
+    there = observe(directory)
+    written = sorted(name for name in set(there) | set(wanted) if there.get(name) != wanted.get(name))
+    current = os.readlink(link) if os.path.islink(link) else None
+    before = there or observe(link)
+    diff = [
+        {
+            "before_header": name,
+            "after_header": "generation {0}: {1}".format(number, name),
+            "before": before.get(name, ""),
+            "after": wanted.get(name, ""),
+        }
+        for name in written
+        if before.get(name) != wanted.get(name)
+    ]
+    changed = bool(written) or current != target
+    if current != target:
+        diff.append({"before": "current -> {0}\n".format(current), "after": "current -> {0}\n".format(target)})
+
+    if changed and not module.check_mode:
+        apply(root, directory, wanted, written)
+        if current != target:
+            point(link, target)
+    module.exit_json(changed=changed, number=number, written=written, diff=diff)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Generations: numbered, complete renderings of a plan on the nodes, and which one a run works on.
+
+A manifest is what one host knows of one generation::
+
+    {"number": 3, "plan_hash": "…", "recipe": "…", "image": "…", "digest": "sha256:…", "created": "2026-01-31T12:00:00Z",
+     "processes": {"prefill-0-head": {"definition": "…", "since": 2}}}
+
+``since`` is the generation in which the process last changed. Its container mounts that generation's script, so a new
+generation leaves an unchanged process running.
+"""
+
+from __future__ import annotations
+
+__all__ = ["container_definition", "decide", "locked_digest", "manifest"]
+
+import hashlib
+from typing import Any, Dict, List, Mapping, Optional
+
+
+def container_definition(process: Mapping[str, Any], digest: Optional[str]) -> str:
+    """What a container's identity is made of: the process as planned and the image's content. Hex, 64 digits."""
+    return hashlib.sha256(f"{process['definition']} {digest or ''}".encode()).hexdigest()
+
+
+def locked_digest(image: str, states: Mapping[str, Optional[Mapping[str, Any]]]) -> Optional[str]:
+    """The digest that the newest generation on any host has locked for ``image``; None when none has.
+
+    ``states`` maps a host to its ``state`` facts (``{"current", "generations"}``) or to None when it was not read.
+    """
+    found: Optional[str] = None
+    newest = 0
+    for state in states.values():
+        for entry in _generations(state):
+            if entry.get("image") == image and entry.get("digest") and entry["number"] >= newest:
+                newest, found = entry["number"], entry["digest"]
+    return found
+
+
+def decide(
+    plan: Mapping[str, Any], digest: Optional[str], states: Mapping[str, Optional[Mapping[str, Any]]]
+) -> Dict[str, Any]:
+    """The generation number for ``plan`` and each process's ``since``.
+
+    The newest generation found on any host is taken up again when it renders this plan and this digest: either it is
+    what runs already, or an interrupted run left it half written. Otherwise the number after the newest is taken.
+    Returns ``{"number", "new", "processes": {name: {"definition", "since"}}}``; ``new`` says that no host has it.
+    """
+    newest = max((entry["number"] for state in states.values() for entry in _generations(state)), default=0)
+    same = [
+        entry
+        for state in states.values()
+        for entry in _generations(state)
+        if entry["number"] == newest and entry["plan_hash"] == plan["hash"] and entry.get("digest") == digest
+    ]
+    number = newest if same else newest + 1
+    processes = {}
+    for process in plan["processes"]:
+        definition = container_definition(process, digest)
+        since = _since(states.get(process["host"]), process["name"], definition, number)
+        processes[process["name"]] = {"definition": definition, "since": since}
+    return {"number": number, "new": not same, "processes": processes}
+
+
+def manifest(
+    plan: Mapping[str, Any],
+    digest: Optional[str],
+    decision: Mapping[str, Any],
+    host: str,
+    state: Optional[Mapping[str, Any]],
+    now: str,
+) -> Dict[str, Any]:
+    """The manifest that ``host`` gets; one that is there already keeps its ``created`` time. ``now`` is ISO 8601, UTC."""
+    number = decision["number"]
+    created = next((entry["created"] for entry in _generations(state) if entry["number"] == number), now)
+    mine = {process["name"] for process in plan["processes"] if process["host"] == host}
+    return {
+        "number": number,
+        "plan_hash": plan["hash"],
+        "recipe": plan["recipe"],
+        "image": plan["engine"]["image"],
+        "digest": digest,
+        "created": created,
+        "processes": {name: entry for name, entry in decision["processes"].items() if name in mine},
+    }
+
+
+def _generations(state: Optional[Mapping[str, Any]]) -> List[Dict[str, Any]]:
+    return list(state["generations"]) if state else []
+
+
+def _since(state: Optional[Mapping[str, Any]], name: str, definition: str, number: int) -> int:
+    """The generation in which the process got this definition, by what the host's newest manifest up to ``number`` says."""
+    newest = max((entry for entry in _generations(state) if entry["number"] <= number), key=_number, default=None)
+    known = newest["processes"].get(name) if newest else None
+    return int(known["since"]) if known and known["definition"] == definition else number
+
+
+def _number(entry: Mapping[str, Any]) -> int:
+    return int(entry["number"])

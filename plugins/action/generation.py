@@ -1,0 +1,54 @@
+"""Action plugin ``generation``: decides the number, renders this host's files, and hands both to the module.
+
+Deciding needs every host's manifests and rendering needs the plan; both are on the controller.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ascent import generations
+from ascent_controller import render
+
+from ansible.errors import AnsibleActionFail
+
+
+class ActionModule(ActionBase):
+    """Sets the host fact ``ascent_generation``: ``{"number", "new", "digest", "processes": {name: {"definition", "since"}}}``."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Run the module with the arguments it needs."""
+        result = super().run(tmp, task_vars)
+        task_vars = task_vars or {}
+        plan = task_vars.get("ascent_plan")
+        if not plan:
+            raise AnsibleActionFail("there is no launch plan: run this through deploy.yml, which plans first")
+        host = task_vars["inventory_hostname"]
+        digest = self._task.args.get("digest")
+        states = {
+            name: (task_vars["hostvars"][name].get("ascent_node") or {}).get("state") for name in plan["hosts"]
+        }
+        decision = generations.decide(plan, digest, states)
+        manifest = generations.manifest(
+            plan, digest, decision, host, states[host], datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        )
+        result.update(
+            self._execute_module(
+                module_name="generation",
+                module_args={
+                    "root": self._task.args["root"],
+                    "digest": digest,
+                    "number": decision["number"],
+                    "files": render.files(plan, host=host)[host],
+                    "manifest": manifest,
+                },
+                task_vars=task_vars,
+            )
+        )
+        result["ansible_facts"] = {"ascent_generation": {"digest": digest, **decision}}
+        return result

@@ -1,0 +1,83 @@
+"""Which generation a run works on, and which processes it leaves alone."""
+
+from __future__ import annotations
+
+import pytest
+from ascent import generations
+
+IMAGE = "quay.io/ascend/vllm-ascend:v0.21.0rc1-a3"
+
+
+def plan(plan_hash: str = "h1", **definitions: str) -> dict:
+    definitions = definitions or {"prefill-0-head": "p", "decode-0-head": "d"}
+    hosts = {"prefill-0-head": "a3-01", "decode-0-head": "a3-02"}
+    return {
+        "hash": plan_hash,
+        "recipe": "r",
+        "engine": {"image": IMAGE},
+        "processes": [{"name": name, "host": hosts[name], "definition": text} for name, text in definitions.items()],
+    }
+
+
+def after(a_plan: dict, digest: str | None, states: dict) -> dict:
+    """The hosts' state once a run with this plan is through."""
+    decision = generations.decide(a_plan, digest, states)
+    new = {}
+    for host in ("a3-01", "a3-02"):
+        entry = generations.manifest(a_plan, digest, decision, host, states.get(host), "2026-01-31T12:00:00Z")
+        old = [e for e in (states.get(host) or {"generations": []})["generations"] if e["number"] != entry["number"]]
+        new[host] = {"current": entry["number"], "generations": [*old, entry]}
+    return new
+
+
+NOTHING = {"a3-01": {"current": None, "generations": []}, "a3-02": {"current": None, "generations": []}}
+
+
+def test_the_first_generation_is_number_one() -> None:
+    decision = generations.decide(plan(), "sha256:1", NOTHING)
+    assert (decision["number"], decision["new"]) == (1, True)
+    assert {entry["since"] for entry in decision["processes"].values()} == {1}
+
+
+def test_the_same_plan_keeps_its_generation() -> None:
+    states = after(plan(), "sha256:1", NOTHING)
+    assert generations.decide(plan(), "sha256:1", states)["number"] == 1
+    assert after(plan(), "sha256:1", states) == states
+
+
+def test_only_a_changed_process_gets_a_new_since() -> None:
+    states = after(plan(), "sha256:1", NOTHING)
+    decision = generations.decide(plan("h2", **{"prefill-0-head": "p", "decode-0-head": "other"}), "sha256:1", states)
+    assert decision["number"] == 2
+    assert decision["processes"]["prefill-0-head"]["since"] == 1
+    assert decision["processes"]["decode-0-head"]["since"] == 2
+
+
+def test_going_back_to_an_older_definition_is_a_change() -> None:
+    states = after(plan(), "sha256:1", NOTHING)
+    states = after(plan("h2", **{"prefill-0-head": "p", "decode-0-head": "other"}), "sha256:1", states)
+    decision = generations.decide(plan(), "sha256:1", states)
+    assert decision["number"] == 3
+    assert decision["processes"]["decode-0-head"]["since"] == 3
+    assert decision["processes"]["prefill-0-head"]["since"] == 1
+
+
+def test_another_digest_changes_every_process() -> None:
+    states = after(plan(), "sha256:1", NOTHING)
+    decision = generations.decide(plan(), "sha256:2", states)
+    assert decision["number"] == 2
+    assert {entry["since"] for entry in decision["processes"].values()} == {2}
+
+
+def test_an_interrupted_run_is_taken_up_again() -> None:
+    whole = after(plan(), "sha256:1", NOTHING)
+    half = {"a3-01": whole["a3-01"], "a3-02": NOTHING["a3-02"]}
+    decision = generations.decide(plan(), "sha256:1", half)
+    assert decision["number"] == 1
+    assert after(plan(), "sha256:1", half)["a3-02"]["current"] == 1
+
+
+@pytest.mark.parametrize(("image", "digest"), [(IMAGE, "sha256:2"), ("other:tag", None)])
+def test_the_newest_lock_of_an_image_is_found(image: str, digest: str | None) -> None:
+    states = after(plan("h2"), "sha256:2", after(plan(), "sha256:1", NOTHING))
+    assert generations.locked_digest(image, {**states, "a3-03": None}) == digest

@@ -11,7 +11,7 @@ description:
   - Writes the scripts and the manifest of one generation and points the C(current) link at it.
   - A generation that is new appears whole or not at all, because it is written beside its place and renamed.
   - In a generation that exists already, a file that was edited, lost or added by hand is put right.
-  - The action plugin of the same name fills O(number), O(files) and O(manifest) from the plan. Playbooks give O(digest) only.
+  - The action plugin of the same name fills O(number), O(files) and O(manifest) from the plan.
 options:
   root:
     description: Directory of the cluster, such as C(/etc/ascent/a3-cluster).
@@ -95,7 +95,7 @@ def write(directory, name, text):
     os.replace(temporary, os.path.join(directory, name))
 
 
-def apply(root, directory, wanted, changed_names):
+def apply(directory, wanted, changed_names):
     """Make ``directory`` hold exactly ``wanted``."""
     if os.path.isdir(directory):
         for name in changed_names:
@@ -112,7 +112,7 @@ def apply(root, directory, wanted, changed_names):
     beside = tempfile.mkdtemp(dir=parent, prefix=".new-")
     for name, text in wanted.items():
         write(beside, name, text)
-    os.chmod(beside, 0o750)
+    os.chmod(beside, 0o750)  # noqa: S103 - root and its group, nobody else
     os.rename(beside, directory)
 
 
@@ -152,7 +152,7 @@ def main():
     diff = [
         {
             "before_header": name,
-            "after_header": "generation {0}: {1}".format(number, name),
+            "after_header": f"generation {number}: {name}",
             "before": before.get(name, ""),
             "after": wanted.get(name, ""),
         }
@@ -161,10 +161,10 @@ def main():
     ]
     changed = bool(written) or current != target
     if current != target:
-        diff.append({"before": "current -> {0}\n".format(current), "after": "current -> {0}\n".format(target)})
+        diff.append({"before": f"current -> {current}\n", "after": f"current -> {target}\n"})
 
     if changed and not module.check_mode:
-        apply(root, directory, wanted, written)
+        apply(directory, wanted, written)
         if current != target:
             point(link, target)
     module.exit_json(changed=changed, number=number, written=written, diff=diff)

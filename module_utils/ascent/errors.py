@@ -22,7 +22,7 @@ class AscentError(Exception):
 class ParseError(AscentError):
     """Text of a known source that does not fit any known shape.
 
-    ``line_number`` counts from 1; ``line`` is the text that did not fit. Both are None when the text as a whole is at fault.
+    ``line_number`` counts from 1; ``line`` is the text that did not fit. Both are None when no single line is at fault.
     """
 
     def __init__(self, source: str, reason: str, line_number: Optional[int] = None, line: Optional[str] = None) -> None:
@@ -35,7 +35,7 @@ class ParseError(AscentError):
 
 
 class ToolError(AscentError):
-    """A tool that ran and reported its own failure. ``ret`` is the code it printed or exited with, None if it gave none."""
+    """A tool that ran and reported its own failure. ``ret`` is the code it printed or exited with, or None."""
 
     def __init__(self, tool: str, message: str, ret: Optional[int] = None) -> None:
         self.tool = tool

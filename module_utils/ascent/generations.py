@@ -2,7 +2,8 @@
 
 A manifest is what one host knows of one generation::
 
-    {"number": 3, "plan_hash": "…", "recipe": "…", "image": "…", "digest": "sha256:…", "created": "2026-01-31T12:00:00Z",
+    {"number": 3, "plan_hash": "…", "recipe": "…", "image": "…", "digest": "sha256:…",
+     "created": "2026-01-31T12:00:00Z",
      "processes": {"prefill-0-head": {"definition": "…", "since": 2}}}
 
 ``since`` is the generation in which the process last changed. Its container mounts that generation's script, so a new
@@ -69,7 +70,7 @@ def manifest(
     state: Optional[Mapping[str, Any]],
     now: str,
 ) -> Dict[str, Any]:
-    """The manifest that ``host`` gets; one that is there already keeps its ``created`` time. ``now`` is ISO 8601, UTC."""
+    """The manifest that ``host`` gets; one that is there keeps its ``created`` time. ``now`` is ISO 8601, UTC."""
     number = decision["number"]
     created = next((entry["created"] for entry in _generations(state) if entry["number"] == number), now)
     mine = {process["name"] for process in plan["processes"] if process["host"] == host}
@@ -89,7 +90,7 @@ def _generations(state: Optional[Mapping[str, Any]]) -> List[Dict[str, Any]]:
 
 
 def _since(state: Optional[Mapping[str, Any]], name: str, definition: str, number: int) -> int:
-    """The generation in which the process got this definition, by what the host's newest manifest up to ``number`` says."""
+    """The generation in which the process got this definition, going by the host's newest manifest up to ``number``."""
     newest = max((entry for entry in _generations(state) if entry["number"] <= number), key=_number, default=None)
     known = newest["processes"].get(name) if newest else None
     return int(known["since"]) if known and known["definition"] == definition else number

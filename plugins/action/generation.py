@@ -8,15 +8,15 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+
 from ascent import generations
 from ascent_controller import render
 
-from ansible.errors import AnsibleActionFail
-
 
 class ActionModule(ActionBase):
-    """Sets the host fact ``ascent_generation``: ``{"number", "new", "digest", "processes": {name: {"definition", "since"}}}``."""
+    """Sets the host fact ``ascent_generation``: what `generations.decide` returns, and ``digest``."""
 
     TRANSFERS_FILES = False
     _requires_connection = True
@@ -30,9 +30,7 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail("there is no launch plan: run this through deploy.yml, which plans first")
         host = task_vars["inventory_hostname"]
         digest = self._task.args.get("digest")
-        states = {
-            name: (task_vars["hostvars"][name].get("ascent_node") or {}).get("state") for name in plan["hosts"]
-        }
+        states = {name: (task_vars["hostvars"][name].get("ascent_node") or {}).get("state") for name in plan["hosts"]}
         decision = generations.decide(plan, digest, states)
         manifest = generations.manifest(
             plan, digest, decision, host, states[host], datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from ascent import generations
 
 IMAGE = "quay.io/ascend/vllm-ascend:v0.21.0rc1-a3"

@@ -1,0 +1,83 @@
+# Two commands do everything: `make deploy` shows the road on a sandbox cluster, `make test` proves it.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV      ?= .venv
+INVENTORY ?= inventories/sandbox
+CLUSTER   ?= a3-cluster
+# Further arguments for ansible-playbook: make deploy ARGS='--tags check -e bench=true'
+ARGS      ?=
+
+BIN     := $(VENV)/bin
+SANDBOX := $(BIN)/python sandbox/cluster.py
+PLAY    := $(BIN)/ansible-playbook -i $(INVENTORY) -l $(CLUSTER)
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: help
+help: ## Show the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## Make the virtual environment and install what the sandbox needs; quick when nothing is to do
+	@ASCENT_VENV=$(VENV) tools/setup.sh
+
+.PHONY: deploy
+deploy: sandbox ## Boot the sandbox cluster and run deploy.yml on it
+	@$(PLAY) deploy.yml $(ARGS)
+
+.PHONY: sandbox
+sandbox: setup ## Boot the sandbox cluster of INVENTORY
+	@$(SANDBOX) up --inventory $(INVENTORY)
+
+.PHONY: sandbox-status
+sandbox-status: setup ## Show the sandbox's nodes
+	@$(SANDBOX) status --inventory $(INVENTORY)
+
+.PHONY: sandbox-down
+sandbox-down: setup ## Remove the sandbox and only it
+	@$(SANDBOX) down --inventory $(INVENTORY)
+
+.PHONY: test
+test: setup ## Everything CI runs: lint, unit tests, molecule, the road end to end
+	@$(SANDBOX) build
+	@$(MAKE) --no-print-directory -j2 --output-sync=target test-static test-sandbox
+	@printf '\nEverything CI runs has passed.\n'
+
+.PHONY: test-all
+test-all: test ## What CI has no time for, after what it runs
+
+.PHONY: test-static
+test-static: lint unit
+
+.PHONY: test-sandbox
+test-sandbox: molecule e2e
+
+.PHONY: lint
+lint: setup ## ruff, mypy, yamllint, ansible-lint (production)
+	ruff check .
+	ruff format --check .
+	mypy
+	yamllint --strict .
+	ansible-lint --strict
+
+.PHONY: unit
+unit: setup ## Unit and module tests
+	pytest -n 2 tests/unit tests/modules
+
+.PHONY: molecule
+molecule: setup ## Every role on sandbox nodes
+	tests/roles/run.sh
+
+.PHONY: e2e
+e2e: setup ## The road, end to end, on a sandbox cluster of its own
+	pytest -x tests/e2e
+
+.PHONY: bench
+bench: setup ## Figures, as ratios within one run; not part of pass or fail
+	@$(BIN)/python bench/no_op_run.py --inventory $(INVENTORY) --cluster $(CLUSTER)
+
+.PHONY: clean
+clean: ## Remove the virtual environment and past runs
+	rm -rf $(VENV) runs

@@ -1,0 +1,105 @@
+"""A sandbox cluster of its own, playbooks through ansible-runner, nodes through testinfra."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ansible_runner
+import testinfra
+
+ROOT = Path(__file__).resolve().parents[2]
+INVENTORY = ROOT / "tests" / "e2e" / "inventory"
+CLUSTER = "a3-cluster"
+NODES = ("a3-01", "a3-02", "a3-03")
+
+
+@dataclass
+class Run:
+    """What one playbook run did, from ansible-runner's events and the run record."""
+
+    rc: int
+    stats: dict[str, dict[str, int]]
+    rounds: list[str]
+    stdout: str
+    record: Path
+
+    @property
+    def changed(self) -> dict[str, int]:
+        """Changed tasks by host, hosts without any left out."""
+        return {host: count for host, count in self.stats.get("changed", {}).items() if count}
+
+    def stage(self, name: str) -> dict[str, Any]:
+        """The verdict of one stage."""
+        return json.loads((self.record / f"{name}.json").read_text())
+
+    def findings(self) -> list[dict[str, Any]]:
+        """The findings of every stage that ran."""
+        return [finding for path in self.record.glob("*.json") for finding in _findings(json.loads(path.read_text()))]
+
+
+def _findings(document: Any) -> list[dict[str, Any]]:
+    return document.get("findings", []) if isinstance(document, dict) and "stage" in document else []
+
+
+class Road:
+    """Runs playbooks against the cluster and opens its nodes."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.runs = work / "runs"
+        self.count = 0
+
+    def environment(self) -> dict[str, str]:
+        """What every run needs: the project's settings, and run records beside the test's own files."""
+        return {
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ASCENT_RUNS_DIR": str(self.runs),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+
+    def play(self, playbook: str = "deploy.yml", *arguments: str, inventory: Path = INVENTORY) -> Run:
+        """Run ``playbook`` on the cluster with further command line arguments."""
+        self.count += 1
+        result = ansible_runner.run(
+            private_data_dir=str(self.work / "runner"),
+            ident=f"{self.count:02d}",
+            project_dir=str(ROOT),
+            playbook=playbook,
+            inventory=str(inventory),
+            limit=CLUSTER,
+            cmdline=" ".join(arguments) or None,
+            envvars=self.environment(),
+            quiet=True,
+        )
+        rounds: dict[str, str] = {}
+        for event in result.events:
+            if event["event"] in {"runner_on_ok", "runner_on_failed", "runner_on_unreachable"}:
+                rounds.setdefault(event["event_data"]["task_uuid"], event["event_data"]["task"])
+        return Run(
+            rc=result.rc,
+            stats=result.stats or {},
+            rounds=list(rounds.values()),
+            stdout=Path(result.stdout.name).read_text(),
+            record=(self.runs / "latest").resolve(),
+        )
+
+    def node(self, name: str) -> Any:
+        """A testinfra host, over ssh with the sandbox's host keys checked."""
+        return testinfra.get_host(f"ansible://{name}", ansible_inventory=str(INVENTORY))
+
+    def nodes(self) -> list[Any]:
+        """All nodes of the cluster."""
+        return [self.node(name) for name in NODES]
+
+
+def sandbox(verb: str) -> None:
+    """Call the sandbox tool; its output is shown when the test fails."""
+    subprocess.run(
+        [sys.executable, "sandbox/cluster.py", verb, "--inventory", str(INVENTORY)], cwd=ROOT, check=True, timeout=900
+    )

@@ -1,0 +1,235 @@
+"""The road on three bare nodes, in the order an operator walks it. Each test stands on the ones before it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.e2e.driver import CLUSTER, INVENTORY, NODES, ROOT, Road
+
+ENGINES = {"a3-01": ["prefill-0-head", "router"], "a3-02": ["decode-0-head"], "a3-03": ["decode-0-headless-1"]}
+
+
+def fingerprint(road: Road) -> dict[str, str]:
+    """What a dry run could disturb on a node: packages, units, configuration, tuning, containers' data."""
+    command = (
+        "dpkg-query -W | sha256sum; ls -laR --time-style=full-iso /etc /var/lib/ascent /etc/ascent 2>/dev/null"
+        " | grep -v -e resolv.conf -e mtab | sha256sum; systemctl list-unit-files --no-legend | sha256sum;"
+        " cat /proc/sys/vm/swappiness /sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
+    )
+    return {node.backend.host: node.check_output(command) for node in road.nodes()}
+
+
+def containers(node: Any) -> dict[str, str]:
+    """State of this cluster's containers by process name."""
+    lines = node.check_output(
+        "docker ps -a --filter label=ascent.cluster=%s --format '{{.Label \"ascent.process\"}} {{.State}}'", CLUSTER
+    )
+    return dict(line.split() for line in lines.splitlines())
+
+
+def test_a_dry_run_on_bare_nodes_touches_nothing(road: Road) -> None:
+    before = fingerprint(road)
+    run = road.play("deploy.yml", "--check", "--diff")
+    assert run.rc == 0, run.stdout
+    assert fingerprint(road) == before
+    assert set(run.changed) == set(NODES), "a bare node has much to change, and a dry run says so"
+
+
+def test_deploy_serves(road: Road) -> None:
+    run = road.play()
+    assert run.rc == 0, run.stdout
+    for stage in ("plan", "preflight", "provision", "tune", "verify", "launch", "check"):
+        assert run.stage(stage)["ok"], stage
+    bench = json.loads((run.record / "smoke_bench.json").read_text())
+    assert bench["completed"] == 32
+    assert bench["errors"] == 0
+    assert bench["simulated"] is True
+    report = (run.record / "report.html").read_text()
+    assert "simulated" in report
+    assert not re.search(r"""(?:src|href)=["'](?!#|data:)""", report), "the report fetches nothing"
+
+
+def test_every_node_runs_what_the_plan_says(road: Road) -> None:
+    for name, node in zip(NODES, road.nodes(), strict=True):
+        assert containers(node) == dict.fromkeys(ENGINES[name], "running")
+        assert node.service("docker").is_running
+        assert node.service("docker").is_enabled
+
+
+def test_scripts_are_marked_and_private(road: Road) -> None:
+    for name, node in zip(NODES, road.nodes(), strict=True):
+        for process in ENGINES[name]:
+            script = node.file(f"/etc/ascent/{CLUSTER}/current/{process}.sh")
+            assert script.exists
+            assert script.mode == 0o750
+            assert "Ansible managed" in script.content_string
+            assert "# ascent:generation" in script.content_string
+
+
+def test_the_hosts_are_tuned_to_stay(road: Road) -> None:
+    for node in road.nodes():
+        assert node.file("/proc/sys/vm/swappiness").content_string.strip() == "0"
+        assert node.file("/proc/sys/kernel/numa_balancing").content_string.strip() == "0"
+        governor = node.file("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+        assert governor.content_string.strip() == "performance"
+        assert "vm.swappiness" in node.file("/etc/sysctl.d/90-ascent.conf").content_string
+
+
+def test_the_image_is_pulled_by_one_digest(road: Road) -> None:
+    digests = set()
+    for node in road.nodes():
+        manifest = json.loads(node.file(f"/etc/ascent/{CLUSTER}/current/manifest.json").content_string)
+        digests.add(manifest["digest"])
+        images = node.check_output("docker ps --no-trunc --format '{{.Image}}'").splitlines()
+        assert all(image.endswith("@" + manifest["digest"]) for image in images)
+    assert len(digests) == 1
+
+
+def test_prefill_hands_its_cache_to_decode(road: Road) -> None:
+    plan = json.loads(road.node("a3-01").file(f"/etc/ascent/{CLUSTER}/current/plan.json").content_string)
+    ask = (
+        "import json, urllib.request as u;"
+        "r = u.Request('%s/v1/completions', json.dumps({'model': 'qwen3.5', 'prompt': 'The future of AI is',"
+        "'max_tokens': 50, 'temperature': 0}).encode(), {'Content-Type': 'application/json'});"
+        "print(u.build_opener(u.ProxyHandler({})).open(r, timeout=60).read().decode())"
+    ) % plan["endpoint"]["url"]
+    answer = json.loads(road.node("a3-03").check_output("python3 -c %s", ask))
+    assert len(answer["choices"][0]["text"].split()) > 5
+
+
+def test_the_second_run_changes_nothing_in_few_rounds(road: Road) -> None:
+    run = road.play()
+    assert run.rc == 0, run.stdout
+    assert run.changed == {}
+    assert len(run.rounds) <= 15, run.rounds
+    assert not (run.record / "smoke_bench.json").exists(), "an unchanged generation is not measured again"
+
+
+def test_a_dry_run_on_a_finished_cluster_changes_nothing(road: Road) -> None:
+    before = fingerprint(road)
+    run = road.play("deploy.yml", "--check", "--diff")
+    assert run.rc == 0, run.stdout
+    assert run.changed == {}
+    assert fingerprint(road) == before
+
+
+def test_one_host_in_the_limit_plans_the_whole_cluster(road: Road) -> None:
+    run = road.play("deploy.yml", "--limit", "a3-02", "--tags", "launch")
+    assert run.rc == 0, run.stdout
+    assert run.changed == {}
+
+
+def test_a_stopped_decode_head_is_named(road: Road) -> None:
+    node = road.node("a3-02")
+    name = node.check_output("docker ps -q --filter label=ascent.process=decode-0-head")
+    node.check_output("docker stop -t 1 %s", name)
+    run = road.play("deploy.yml", "--tags", "check")
+    assert run.rc != 0
+    errors = [finding for finding in run.findings() if finding["severity"] == "error"]
+    blamed = [finding for finding in errors if finding["host"] == "a3-02"]
+    assert blamed, errors
+    assert any("decode-0" in finding["summary"] for finding in blamed)
+    assert any("--tags launch" in finding["fix"] for finding in blamed)
+
+
+def test_launch_brings_it_back(road: Road) -> None:
+    run = road.play("deploy.yml", "--tags", "launch,check")
+    assert run.rc == 0, run.stdout
+    assert containers(road.node("a3-02")) == {"decode-0-head": "running"}
+
+
+def test_a_killed_controller_leaves_nothing_that_a_second_run_cannot_finish(road: Road) -> None:
+    arguments = [
+        *(str(Path(sys.executable).with_name("ansible-playbook")), "deploy.yml", "-i", str(INVENTORY)),
+        *("-l", CLUSTER, "--tags", "launch", "-e", "recipe=tests/e2e/recipes/changed.yml"),
+    ]
+    with subprocess.Popen(
+        arguments,
+        cwd=ROOT,
+        env={**os.environ, **road.environment(), "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as controller:
+        assert controller.stdout is not None
+        for line in controller.stdout:
+            if "Run the processes of this host" in line:
+                break
+        os.killpg(controller.pid, signal.SIGKILL)
+    run = road.play("deploy.yml", "--tags", "launch,check", "-e", "recipe=tests/e2e/recipes/changed.yml")
+    assert run.rc == 0, run.stdout
+    for name, node in zip(NODES, road.nodes(), strict=True):
+        assert containers(node) == dict.fromkeys(ENGINES[name], "running")
+    again = road.play("deploy.yml", "--tags", "launch", "-e", "recipe=tests/e2e/recipes/changed.yml")
+    assert again.changed == {}
+
+
+def test_a_crashing_rank_ends_the_launch_with_its_cause(road: Road) -> None:
+    started = time.monotonic()
+    run = road.play("deploy.yml", "--tags", "launch", "-e", "recipe=tests/e2e/recipes/crashing.yml")
+    assert run.rc != 0
+    errors = [finding for finding in run.stage("launch")["findings"] if finding["severity"] == "error"]
+    assert errors
+    assert errors[0]["id"] == "C01", errors
+    assert errors[0]["host"] == "a3-03"
+    assert "EI0006" in errors[0]["evidence"]
+    assert time.monotonic() - started < 300, "the launch did not wait for its time limit"
+
+
+def test_it_comes_back_from_a_bad_launch(road: Road) -> None:
+    run = road.play("deploy.yml", "--tags", "launch,check")
+    assert run.rc == 0, run.stdout
+
+
+WRONG = {
+    "an unknown recipe": ({"vars": {"recipe": "qwen3.5-397b-a17b-w8a8-pd-1p1d"}}, ["recipe", "pd-1p1d-a3"]),
+    "too few hosts": ({"drop": "a3-03"}, ["decode", "hosts"]),
+    "an address twice": ({"hosts": {"a3-03": {"node_ip": "SAME", "ansible_host": "SAME"}}}, ["a3-02", "a3-03"]),
+    "a pool that the recipe lacks": ({"hosts": {"a3-02": {"pool": "decoder"}}}, ["decoder", "prefill", "decode"]),
+}
+
+
+@pytest.mark.parametrize("case", sorted(WRONG))
+def test_a_wrong_inventory_is_refused_before_any_host_is_touched(road: Road, tmp_path: Path, case: str) -> None:
+    change, words = WRONG[case]
+    inventory = wrong_inventory(tmp_path, change)
+    run = road.play("deploy.yml", inventory=inventory)
+    assert run.rc != 0
+    assert run.rounds == ["Plan the launch from inventory and recipe"]
+    text = json.dumps([finding for finding in run.findings() if finding["severity"] == "error"])
+    assert all(word in text for word in words), text
+    assert "hosts.yml" in text
+
+
+def test_all_mistakes_of_an_inventory_are_reported_at_once(road: Road, tmp_path: Path) -> None:
+    change = {"hosts": {"a3-02": {"pool": "decoder"}, "a3-03": {"node_ip": "SAME", "ansible_host": "SAME"}}}
+    run = road.play("deploy.yml", inventory=wrong_inventory(tmp_path, change))
+    assert run.rc != 0
+    assert len([finding for finding in run.findings() if finding["severity"] == "error"]) >= 2
+
+
+def wrong_inventory(directory: Path, change: dict[str, Any]) -> Path:
+    """The test inventory with one thing changed; ``SAME`` stands for a3-02's address."""
+    tree = yaml.safe_load((INVENTORY / "hosts.yml").read_text())
+    group = tree["all"]["children"]["clusters"]["children"][CLUSTER]
+    group.setdefault("vars", {}).update(change.get("vars", {}))
+    for host, variables in change.get("hosts", {}).items():
+        same = group["hosts"]["a3-02"]["ansible_host"]
+        group["hosts"][host].update({key: same if value == "SAME" else value for key, value in variables.items()})
+    if "drop" in change:
+        del group["hosts"][change["drop"]]
+    path = directory / "hosts.yml"
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    return path

@@ -1,0 +1,104 @@
+"""Which cause is named for which log."""
+
+import re
+
+import pytest
+
+from ascent import diagnosis
+from ascent.errors import InputError
+from ascent_controller import signatures
+
+CATALOGUE = signatures.load()
+
+
+def ids(findings):
+    return [item["id"] for item in findings]
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("ImportError: libascend_hal.so: cannot open shared object file: No such file or directory", "A06"),
+        ("OSError: libatb.so: cannot open shared object file", "B02"),
+        ("undefined symbol: _ZN3atb9OperationE", "B03"),
+        (
+            "ERROR: [Errno 98] error while attempting to bind on address ('0.0.0.0', 8000): address already in use",
+            "D01",
+        ),
+        (
+            "torch.distributed.DistNetworkError: The server socket has failed to listen on any local network address",
+            "D02",
+        ),
+        ("zmq.error.ZMQError: Address already in use (addr='tcp://192.0.2.11:30000')", "E01"),
+        ("[EI0006] Getting socket times out. Reason: wait socket establish timeout", "C01"),
+        ("ValueError: No available memory for the cache blocks.", "D21"),
+        ("RuntimeError: HCCL_BUFFSIZE is too SMALL, need = 1024MB, HCCL_BUFFSIZE=200MB", "C19"),
+        ("get host ip fail by socket Ifname[enp1s0]", "C07"),
+    ],
+)
+def test_known_lines(line, wanted):
+    assert ids(diagnosis.diagnose(f"INFO loading\n{line}\n", CATALOGUE)) == [wanted]
+
+
+def test_memory_held_by_others_is_told_from_our_own():
+    line = "NPU out of memory. (NPU 0; 60.96 GiB total capacity; {0} GiB allocated; {0} GiB reserved)"
+    assert ids(diagnosis.diagnose(line.format("9.50"), CATALOGUE)) == ["A11"]
+    assert ids(diagnosis.diagnose(line.format("58.10"), CATALOGUE)) == ["D22"]
+
+
+def test_root_cause_comes_before_its_echo_in_one_log():
+    text = (
+        "EI0006 timeout\nRuntimeError: Engine core initialization failed\nlibatb.so: cannot open shared object file\n"
+    )
+    found = diagnosis.diagnose(text, CATALOGUE, host="a3-02", process="decode-0")
+    assert ids(found) == ["B02", "C01"]
+    assert found[0]["host"] == "a3-02"
+    assert found[0]["evidence"].startswith("decode-0, line 3: ")
+
+
+@pytest.mark.parametrize(
+    "line", ["EngineCore failed to start.", "ERR99999 UNKNOWN application exception", "EZ9999: Inner Error"]
+)
+def test_wrappers_are_fatal_but_never_a_cause(line):
+    assert diagnosis.diagnose(line, CATALOGUE) == []
+    assert any(re.search(p, line, re.IGNORECASE) for p in diagnosis.fatal_patterns(CATALOGUE))
+
+
+def test_first_in_time_over_ranks():
+    logs = {
+        "a": "2026-08-22T10:02:00.5Z [EI0006] wait socket establish timeout\n",
+        "b": "2026-08-22T10:00:09Z loading\n2026-08-22T10:00:10Z ZMQError: Address already in use\n",
+        "c": "2026-08-22T10:02:00.1Z [EI0006] wait socket establish timeout\n2026-08-22T10:03:00Z DistNetworkError\n",
+    }
+    found = diagnosis.diagnose_all(logs, CATALOGUE, hosts={"b": "a3-02"})
+    assert ids(found) == ["E01", "D02", "C01"]
+    assert found[0]["host"] == "a3-02"
+    assert "also in a" in found[2]["evidence"]
+
+
+def test_a_waiting_head_is_no_cause_when_something_died():
+    logs = {
+        "head": "2026-08-22T10:00:00Z Waiting for 0 local, 8 remote core engine proc(s) to start.\n",
+        "worker": "2026-08-22T10:00:30Z libatb.so: cannot open shared object file\n",
+    }
+    assert ids(diagnosis.diagnose_all(logs, CATALOGUE)) == ["B02", "D03"]
+
+
+def test_ranks_decide_where_stamps_are_missing():
+    logs = {"a": "EI0006\n", "b": "ZMQError: Address already in use\n"}
+    assert ids(diagnosis.diagnose_all(logs, CATALOGUE)) == ["E01", "C01"]
+
+
+def test_exit_code_speaks_when_the_log_does_not():
+    assert diagnosis.by_exit_code(137, CATALOGUE, host="a3-01", process="p")["id"] == "D28"
+    assert diagnosis.by_exit_code(1, CATALOGUE) is None
+
+
+def test_bad_catalogue_is_refused_with_every_mistake(tmp_path):
+    (tmp_path / "x.yml").write_text("findings: [{id: X1, rank: odd, signatures: ['(']}]\nwrappers: ['[']\n")
+    with pytest.raises(InputError) as caught:
+        signatures.load(tmp_path)
+    text = str(caught.value)
+    assert len(caught.value.findings) == 4
+    assert "rank is 'odd'" in text
+    assert "cause, fix" in text

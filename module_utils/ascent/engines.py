@@ -1,0 +1,180 @@
+"""What Ascent knows of inference engines: versions, images, their flags that have a negative form, and helper programs.
+
+Facts come from the vLLM-Ascend installation pages and release notes (version table) and from vLLM's own option parser.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CONNECTORS",
+    "NEGATABLE",
+    "PROXY_VARIABLES",
+    "ROUTERS",
+    "image_for",
+    "image_platform",
+    "image_version",
+    "jemalloc_path",
+    "mooncake_version",
+    "source_scripts",
+    "version_key",
+]
+
+import re
+from typing import Any, Dict, List, Optional, Tuple
+
+#: Proxy settings that would send requests between the nodes to a company proxy. Tools differ in the spelling they read.
+PROXY_VARIABLES = (
+    "ftp_proxy",
+    "https_proxy",
+    "http_proxy",
+    "all_proxy",
+    "FTP_PROXY",
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "ALL_PROXY",
+)
+
+#: Boolean options of `vllm serve` that exist in a `--no-` form too (vLLM makes both for every boolean field of its
+#: configuration classes). An option outside this set is a plain switch: false leaves it out.
+NEGATABLE = frozenset(
+    (
+        "allow-deprecated-quantization",
+        "async-scheduling",
+        "calculate-kv-scales",
+        "disable-cascade-attn",
+        "disable-chunked-mm-input",
+        "disable-custom-all-reduce",
+        "disable-hybrid-kv-cache-manager",
+        "disable-log-stats",
+        "disable-sliding-window",
+        "enable-auto-tool-choice",
+        "enable-chunked-prefill",
+        "enable-dbo",
+        "enable-eplb",
+        "enable-expert-parallel",
+        "enable-log-requests",
+        "enable-lora",
+        "enable-mm-embeds",
+        "enable-prefix-caching",
+        "enable-prompt-embeds",
+        "enable-sleep-mode",
+        "enforce-eager",
+        "fully-sharded-loras",
+        "language-model-only",
+        "ray-workers-use-nsight",
+        "skip-tokenizer-init",
+        "trust-remote-code",
+    )
+)
+
+_EXAMPLES = "/vllm-workspace/vllm-ascend/examples/disaggregated_prefill_v1"
+
+#: Router kinds: the program, the path of its own health endpoint, and the connectors whose request order it follows.
+ROUTERS: Dict[str, Dict[str, Any]] = {
+    "pd-layerwise": {
+        "program": ["python3", _EXAMPLES + "/load_balance_proxy_layerwise_server_example.py"],
+        "health": "/healthcheck",
+        "order": "decode-first",
+    },
+    "pd": {
+        "program": ["python3", _EXAMPLES + "/load_balance_proxy_server_example.py"],
+        "health": "/healthcheck",
+        "order": "prefill-first",
+    },
+}
+
+#: KV connectors of the PD layouts and the request order each needs: the layerwise one lets the decode side ask first.
+CONNECTORS: Dict[str, Dict[str, Any]] = {
+    "MooncakeConnectorV1": {"order": "prefill-first"},
+    "MooncakeHybridConnector": {"order": "prefill-first"},
+    "MooncakeLayerwiseConnector": {"order": "decode-first"},
+}
+
+#: First release of vLLM-Ascend whose image carries this Mooncake, newest first (matrix of the installation page).
+_MOONCAKE = (("0.23.0rc1", "0.3.11.post1"), ("0.21.0rc1", "0.3.9"), ("0.19.1rc1", "0.3.8.post1"), ("0.18.0", "0.3.9"))
+
+_VERSION = re.compile(r"v?(\d+)\.(\d+)\.(\d+)(?:\.?rc(\d+))?(?:\.?post(\d+))?")
+_TAG = re.compile(r"(?P<version>v?\d+\.\d+\.\d+(?:\.?rc\d+)?(?:\.?post\d+)?)(?P<rest>(?:-[a-z0-9]+)*)\Z")
+_PLATFORMS = ("a3", "310p", "950dt")
+
+
+def version_key(text: str) -> Optional[Tuple[int, ...]]:
+    """A version as a tuple that compares in release order (rc before final before post); None if it isn't one.
+
+    >>> version_key("v0.17.0rc1") < version_key("0.17.0") < version_key("v0.21.0rc1-a3")
+    True
+    """
+    match = _VERSION.match(text)
+    if match is None:
+        return None
+    major, minor, patch, candidate, post = match.groups()
+    return (int(major), int(minor), int(patch), int(candidate) if candidate else 10**6, int(post) if post else 0)
+
+
+def _split_image(image: str) -> Tuple[str, Optional[str], Optional[str]]:
+    """Repository, tag and digest of an image reference; a colon in the registry's port is not a tag."""
+    name, _, digest = image.partition("@")
+    head, slash, last = name.rpartition("/")
+    last, colon, tag = last.partition(":")
+    return head + slash + last, tag if colon else None, digest or None
+
+
+def image_version(image: str) -> Optional[str]:
+    """The engine version that the image's tag names, such as ``v0.21.0rc1``; None for tags like ``nightly-main``."""
+    tag = _split_image(image)[1]
+    match = _TAG.match(tag) if tag else None
+    return match.group("version") if match else None
+
+
+def image_platform(image: str) -> Optional[str]:
+    """The hardware suffix that the image's tag carries, such as ``-a3``; empty for none (A2); None if it can't be told."""
+    tag = _split_image(image)[1]
+    if tag is None:
+        return None
+    for name in _PLATFORMS:
+        if name in tag.split("-")[1:]:
+            return "-" + name
+    return "" if _TAG.match(tag) else None
+
+
+def image_for(image: str, suffix: str, mirror: str = "") -> str:
+    """The full reference for hardware with this tag ``suffix``, taken from ``mirror`` if one is set.
+
+    A tag that has a platform suffix already, or isn't a version, and a digest stay as they are. The suffix goes before
+    the system's name: ``v0.18.0-a3-openeuler``.
+
+    >>> image_for("quay.io/ascend/vllm-ascend:v0.21.0rc1", "-a3", "m.example.org")
+    'm.example.org/quay.io/ascend/vllm-ascend:v0.21.0rc1-a3'
+    """
+    repository, tag, digest = _split_image(image)
+    if tag and digest is None and image_platform(image) == "":
+        match = _TAG.match(tag)
+        if match is not None:
+            tag = match.group("version") + suffix + match.group("rest")
+    reference = repository + (f":{tag}" if tag else "") + (f"@{digest}" if digest else "")
+    return f"{mirror.rstrip('/')}/{reference}" if mirror else reference
+
+
+def jemalloc_path(image: str, arch: str) -> str:
+    """Where the image keeps jemalloc: by its system (openEuler in the tag, else Ubuntu) and the CPU architecture."""
+    if "openeuler" in (_split_image(image)[1] or ""):
+        return "/usr/lib64/libjemalloc.so.2"
+    return f"/usr/lib/{arch}-linux-gnu/libjemalloc.so.2"
+
+
+def mooncake_version(engine: str, version: Optional[str]) -> Optional[str]:
+    """The Mooncake release inside a vLLM-Ascend image of this version; None if not known."""
+    key = version_key(version) if engine == "vllm-ascend" and version else None
+    if key is None:
+        return None
+    for first, mooncake in _MOONCAKE:
+        if key >= (version_key(first) or ()):
+            return mooncake
+    return None
+
+
+def source_scripts(engine: str) -> List[str]:
+    """Environment scripts to source first. The vLLM-Ascend images do it in ~/.bashrc, which only interactive shells read."""
+    if engine == "vllm-ascend":
+        return ["/usr/local/Ascend/ascend-toolkit/set_env.sh", "/usr/local/Ascend/nnal/atb/set_env.sh"]
+    return []

@@ -37,7 +37,7 @@ def test_versions_sort_as_the_vendors_mean_them():
         "25.5",
         "26.0.rc1",
     ]
-    assert sorted(ordered[::-1], key=versions.sort_key) == ordered
+    assert sorted(set(ordered), key=versions.sort_key) == ordered
     assert versions.compare("v0.21.0rc1", "0.21.0") == -1
     assert versions.compare("2.10.0.post4", "2.10.0.post2") == 1
     assert versions.compare("25.0", "25.0.0") == 0

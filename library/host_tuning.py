@@ -86,12 +86,13 @@ reserved:
 
 from ansible.module_utils.ascent import tuning
 from ansible.module_utils.ascent.errors import AscentError
+from ansible.module_utils.ascent.files import Tree
 from ansible.module_utils.basic import AnsibleModule
 
 ROOT = "/"
 
 
-def switch_unit(module: AnsibleModule, how: str, tree: tuning.Tree) -> None:
+def switch_unit(module: AnsibleModule, how: str, tree: Tree) -> None:
     """Enable and run the boot unit, so that a unit that can't work shows now; or disable and remove it."""
     systemctl = module.get_bin_path("systemctl", required=True)
     if how == "enable":
@@ -119,7 +120,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    tree = tuning.Tree(ROOT)
+    tree = Tree(ROOT)
     given = dict(module.params)
     result = {"changed": False, "findings": [], "writes": [], "files": [], "reserved": "", "diff": []}
     try:

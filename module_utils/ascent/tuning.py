@@ -1,7 +1,7 @@
 """Host tuning: what a host's knobs are, what has to change, and how to change it back.
 
 The flow is `wanted` (validate) -> `observe` (read) -> `plan` (decide) -> `apply` (write); the first three change
-nothing. Knobs are the kernel's own files: sysctls under ``/proc/sys``, cpufreq governors under ``/sys``, and the debugfs
+nothing. Knobs are the kernel's own files: sysctls in ``/proc/sys``, cpufreq governors in ``/sys``, and the debugfs
 files that newer kernels have instead of a sysctl (``kernel.sched_migration_cost_ns`` moved there in Linux 5.13).
 
 What was there before the first change is kept in `STATE_FILE`, so a knob that is no longer wanted goes back to its old
@@ -19,7 +19,6 @@ __all__ = [
     "UNIT",
     "UNIT_FILE",
     "UNIT_LINK",
-    "Tree",
     "apply",
     "changes",
     "diff",
@@ -31,13 +30,13 @@ __all__ = [
     "wanted",
 ]
 
-import glob
 import json
 import os
 import re
 from typing import Any, Dict, Iterable, List, Optional, Set
 
 from .errors import AscentError, InputError
+from .files import Tree
 from .findings import finding
 
 SYSCTL_FILE = "/etc/sysctl.d/90-ascent.conf"
@@ -54,56 +53,6 @@ HEADER = "# Ansible managed\n# ascent:host_tuning\n"
 _VALUE = re.compile(r"[\w.,:+\- ]*\Z", re.ASCII)
 _NAME = re.compile(r"[\w.\-/]+\Z", re.ASCII)
 _LIMIT = re.compile(r"(\d+|unlimited)\Z", re.ASCII)
-
-
-class Tree:
-    """The file tree of a host; ``root`` is "/" but for tests."""
-
-    def __init__(self, root: str = "/") -> None:
-        self.root = root
-
-    def path(self, path: str) -> str:
-        """The real place of an absolute ``path``."""
-        return os.path.join(self.root, path.lstrip("/"))
-
-    def read(self, path: str) -> Optional[str]:
-        """The text of a file; None when it is not there or may not be read."""
-        try:
-            with open(self.path(path), encoding="utf-8", errors="replace") as stream:
-                return stream.read()
-        except OSError:
-            return None
-
-    def glob(self, pattern: str) -> List[str]:
-        """Absolute paths that match, in order."""
-        found = glob.glob(self.path(pattern))
-        return sorted("/" + os.path.relpath(path, self.root) for path in found)
-
-    def exists(self, path: str) -> bool:
-        """True for anything of that name, a dangling link too."""
-        return os.path.lexists(self.path(path))
-
-    def write_knob(self, path: str, value: str) -> None:
-        """Write in place, since a kernel file can't be replaced. The newline alone empties the list of reserved ports."""
-        with open(self.path(path), "w", encoding="utf-8") as stream:
-            stream.write(value + "\n")
-
-    def write_file(self, path: str, text: str) -> None:
-        """Replace a file at once, so that a reader or a power cut never finds half of it."""
-        place = self.path(path)
-        os.makedirs(os.path.dirname(place), exist_ok=True)
-        temporary = place + ".ascent-new"
-        with open(temporary, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, place)
-
-    def remove(self, path: str) -> None:
-        """Remove a file if it is there."""
-        if self.exists(path):
-            os.unlink(self.path(path))
 
 
 def parse_ports(text: str) -> Set[int]:
@@ -212,7 +161,7 @@ def observe(wish: Dict[str, Any], tree: Tree) -> Dict[str, Any]:
     """What the host has of the knobs that are wanted, or were changed earlier.
 
     ``{"knobs": {path: text or None}, "governors": {path: [available]}, "files": {path: text or None}, "enabled": bool,
-    "saved": what STATE_FILE holds, "may_raise_limits": bool}``. Raises AscentError when STATE_FILE does not parse: going
+    "saved": what STATE_FILE holds, "may_raise_limits": bool}``. Raises AscentError when STATE_FILE is damaged: going
     on would lose the old values.
     """
     saved: Dict[str, Any] = {"schema": 1, "knobs": {}, "ports": ""}
@@ -248,7 +197,7 @@ def plan(wish: Dict[str, Any], observed: Dict[str, Any]) -> Dict[str, Any]:
 
     ``{"writes": [{"knob", "path", "from", "to"}], "files": {path: text, or None to remove}, "unit": "enable", "disable"
     or None, "saved": new content of STATE_FILE, None to remove it, "findings", "reserved": the merged port list}``.
-    ``writes`` and ``files`` hold differences only, so both are empty on a host that is right. A knob the kernel lacks is
+    ``writes`` and ``files`` hold differences only, so both are empty on a host that is right. A knob that is absent is
     an ``info`` finding.
     """
     findings: List[Dict[str, Any]] = []

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ascent import tuning
 from ascent.errors import AscentError, InputError
+from ascent.files import Tree
 
 SEED = {
     "governor": "performance",
@@ -44,7 +45,7 @@ def host(tmp_path: Path) -> Path:
 
 
 def run(root: Path, **wish: object) -> dict:
-    tree = tuning.Tree(str(root))
+    tree = Tree(str(root))
     checked = tuning.wanted(**wish)
     observed = tuning.observe(checked, tree)
     decided = tuning.plan(checked, observed)
@@ -209,7 +210,7 @@ def test_a_damaged_memory_of_the_old_values_stops_the_run(host: Path) -> None:
 
 
 def test_a_knob_that_does_not_take_its_value_is_named(host: Path) -> None:
-    class Clamping(tuning.Tree):
+    class Clamping(Tree):
         def write_knob(self, path: str, value: str) -> None:
             super().write_knob(path, "1" if path.endswith("swappiness") else value)
 
@@ -221,7 +222,7 @@ def test_a_knob_that_does_not_take_its_value_is_named(host: Path) -> None:
 
 
 def test_a_knob_that_refuses_the_write_is_named_and_can_still_be_undone(host: Path) -> None:
-    class Refusing(tuning.Tree):
+    class Refusing(Tree):
         def write_knob(self, path: str, value: str) -> None:
             if path.endswith("swappiness"):
                 raise PermissionError(13, "Permission denied")
@@ -239,7 +240,7 @@ def test_a_knob_that_refuses_the_write_is_named_and_can_still_be_undone(host: Pa
 
 
 def test_the_diff_shows_the_live_values_and_the_files_and_counts_cpus(host: Path) -> None:
-    tree = tuning.Tree(str(host))
+    tree = Tree(str(host))
     checked = tuning.wanted(**SEED)
     observed = tuning.observe(checked, tree)
     parts = tuning.diff(tuning.plan(checked, observed), observed)

@@ -1,0 +1,59 @@
+"""A host's files behind one small object, so that what reads and writes them can be tested on a tree of its own."""
+
+from __future__ import annotations
+
+__all__ = ["Tree"]
+
+import glob
+import os
+from typing import List, Optional
+
+
+class Tree:
+    """The file tree of a host; ``root`` is "/" but for tests."""
+
+    def __init__(self, root: str = "/") -> None:
+        self.root = root
+
+    def path(self, path: str) -> str:
+        """The real place of an absolute ``path``."""
+        return os.path.join(self.root, path.lstrip("/"))
+
+    def read(self, path: str) -> Optional[str]:
+        """The text of a file; None when it is not there or may not be read."""
+        try:
+            with open(self.path(path), encoding="utf-8", errors="replace") as stream:
+                return stream.read()
+        except OSError:
+            return None
+
+    def glob(self, pattern: str) -> List[str]:
+        """Absolute paths that match, in order."""
+        found = glob.glob(self.path(pattern))
+        return sorted("/" + os.path.relpath(path, self.root) for path in found)
+
+    def exists(self, path: str) -> bool:
+        """True for anything of that name, a dangling link too."""
+        return os.path.lexists(self.path(path))
+
+    def write_knob(self, path: str, value: str) -> None:
+        """Write in place, since a kernel file can't be replaced. A newline alone empties the reserved ports."""
+        with open(self.path(path), "w", encoding="utf-8") as stream:
+            stream.write(value + "\n")
+
+    def write_file(self, path: str, text: str) -> None:
+        """Replace a file at once, so that a reader or a power cut never finds half of it."""
+        place = self.path(path)
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        temporary = place + ".ascent-new"
+        with open(temporary, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, place)
+
+    def remove(self, path: str) -> None:
+        """Remove a file if it is there."""
+        if self.exists(path):
+            os.unlink(self.path(path))

@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 
-LIBRARY = Path(__file__).resolve().parents[2] / "library"
+from library import generation
+
 MANIFEST = {"number": 1, "plan_hash": "h", "processes": {}}
+Write = Callable[..., dict[str, Any]]
 
 
-def module() -> Any:
-    spec = importlib.util.spec_from_file_location("generation", LIBRARY / "generation.py")
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+@pytest.fixture
+def write(run_module: Callable[..., dict[str, Any]]) -> Write:
+    """Call the module on a root with a small generation; keyword arguments replace its parts."""
+
+    def call(root: Path, *, check: bool = False, **changes: Any) -> dict[str, Any]:
+        arguments = {
+            "root": str(root),
+            "digest": "sha256:1",
+            "number": 1,
+            "files": {"head.sh": "#!/bin/bash\n", "plan.json": "{}\n"},
+            "manifest": MANIFEST,
+        }
+        return run_module(generation, {**arguments, **changes}, check=check)
+
+    return call
 
 
-def run(capsys: pytest.CaptureFixture[str], root: Path, *, check: bool = False, **changes: Any) -> dict[str, Any]:
-    arguments = {
-        "root": str(root),
-        "digest": "sha256:1",
-        "number": 1,
-        "files": {"head.sh": "#!/bin/bash\n", "plan.json": "{}\n"},
-        "manifest": MANIFEST,
-        **changes,
-    }
-    with patch_module_args({**arguments, "_ansible_check_mode": check}), pytest.raises(SystemExit):
-        module().main()
-    return json.loads(capsys.readouterr().out)
-
-
-def test_a_new_generation_is_written_and_current(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = run(capsys, tmp_path / "c")
+def test_a_new_generation_is_written_and_current(tmp_path: Path, write: Write) -> None:
+    result = write(tmp_path / "c")
     assert result["changed"]
     assert result["written"] == ["head.sh", "manifest.json", "plan.json"]
     current = tmp_path / "c" / "current"
@@ -48,45 +43,45 @@ def test_a_new_generation_is_written_and_current(tmp_path: Path, capsys: pytest.
     assert json.loads((current / "manifest.json").read_text()) == MANIFEST
 
 
-def test_the_second_call_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(capsys, tmp_path)
-    assert not run(capsys, tmp_path)["changed"]
+def test_the_second_call_changes_nothing(tmp_path: Path, write: Write) -> None:
+    write(tmp_path)
+    assert not write(tmp_path)["changed"]
 
 
-def test_check_mode_predicts_and_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    predicted = run(capsys, tmp_path / "c", check=True)
+def test_check_mode_predicts_and_touches_nothing(tmp_path: Path, write: Write) -> None:
+    predicted = write(tmp_path / "c", check=True)
     assert predicted["changed"]
     assert not (tmp_path / "c").exists()
-    assert predicted["diff"] == run(capsys, tmp_path / "c")["diff"]
+    assert predicted["diff"] == write(tmp_path / "c")["diff"]
 
 
-def test_drift_is_put_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(capsys, tmp_path)
+def test_drift_is_put_right(tmp_path: Path, write: Write) -> None:
+    write(tmp_path)
     directory = tmp_path / "generations" / "1"
     (directory / "head.sh").write_text("edited by hand\n")
     (directory / "stray").write_text("left behind\n")
-    assert run(capsys, tmp_path)["written"] == ["head.sh", "stray"]
+    assert write(tmp_path)["written"] == ["head.sh", "stray"]
     assert (directory / "head.sh").read_text() == "#!/bin/bash\n"
     assert not (directory / "stray").exists()
 
 
-def test_the_diff_is_against_what_is_current(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(capsys, tmp_path)
+def test_the_diff_is_against_what_is_current(tmp_path: Path, write: Write) -> None:
+    write(tmp_path)
     files = {"head.sh": "#!/bin/bash\nexec new\n", "plan.json": "{}\n"}
-    result = run(capsys, tmp_path, number=2, files=files, manifest={**MANIFEST, "number": 2})
+    result = write(tmp_path, number=2, files=files, manifest={**MANIFEST, "number": 2})
     headers = [part.get("before_header") for part in result["diff"]]
     assert headers == ["head.sh", "manifest.json", None]
     assert (tmp_path / "current").readlink() == Path("generations/2")
     assert (tmp_path / "generations" / "1" / "head.sh").read_text() == "#!/bin/bash\n"
 
 
-def test_a_half_written_generation_is_swept_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_half_written_generation_is_swept_away(tmp_path: Path, write: Write) -> None:
     (tmp_path / "generations" / ".new-left").mkdir(parents=True)
-    run(capsys, tmp_path)
+    write(tmp_path)
     assert sorted(path.name for path in (tmp_path / "generations").iterdir()) == ["1"]
 
 
-def test_without_a_plan_it_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = run(capsys, tmp_path, number=None)
+def test_without_a_plan_it_says_what_to_do(tmp_path: Path, write: Write) -> None:
+    result = write(tmp_path, number=None)
     assert result["failed"]
     assert "action plugin" in result["msg"]

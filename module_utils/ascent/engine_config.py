@@ -1,7 +1,7 @@
 """The Docker engine's ``daemon.json`` and service: merge what is wanted into what is there, and take it back.
 
-A site's own settings stay: mappings are merged, lists get what they lack, and a single value is replaced. What we changed
-is remembered, so a setting that is no longer wanted returns to what it was, and what others changed later is left alone.
+A site's own settings stay: mappings are merged, lists get what they lack, and a single value is replaced. What we
+changed is remembered, so a setting that is no longer wanted returns to what it was; what others changed later stays.
 
 >>> merged, undo = merge({"insecure-registries": ["a"]}, {"insecure-registries": ["b"], "live-restore": True})
 >>> merged
@@ -119,11 +119,12 @@ def parse_service(text: str) -> Dict[str, str]:
 def plan(settings: Dict[str, Any], observed: Dict[str, Any], restart_ok: bool = False) -> Dict[str, Any]:
     """What has to happen for the engine to run with ``settings``.
 
-    ``observed``: ``{"text": daemon.json or None, "source": its path, "service": parse_service result, "containers": number
-    running, "saved": {"undo", "pending"}}``. Returns ``{"text": new daemon.json, None for none, "write": bool, "keys":
-    [changed settings], "steps": [systemctl verbs], "findings", "saved", "restart_required": bool}``. A restart that would
-    stop containers is not among the steps unless ``restart_ok``; it stays pending, and is told on every run, until the
-    engine has been restarted. Raises ParseError for a daemon.json that is not one.
+    ``observed``: ``{"text": daemon.json or None, "source": its path, "service": parse_service result, "containers":
+    number running, "saved": {"undo", "pending"}}``. Returns ``{"text": new daemon.json, None for none, "write": bool,
+    "keys": [changed settings], "steps": [systemctl verbs], "findings", "saved", "restart_required": bool}``.
+
+    A restart that would stop containers is not among the steps unless ``restart_ok``; it stays pending, and is told on
+    every run, until the engine has been restarted. Raises ParseError for a daemon.json that is not one.
     """
     current = parse(observed["text"], observed["source"])
     merged, undo = merge(unmerge(current, observed["saved"]["undo"]), settings)

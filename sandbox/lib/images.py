@@ -1,0 +1,179 @@
+"""The images of the sandbox. Each tag is made of everything that went into the image: nothing is built twice."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox.lib.engine import Engine
+from sandbox.lib.plan import SandboxError
+
+ROOT = Path(__file__).resolve().parent.parent
+SUITE = "bookworm"
+BASE_PACKAGES = ("ca-certificates", "python3")
+MIRROR_VARIABLE = "ASCENT_SANDBOX_DEBIAN_MIRROR"
+# Options of the machine's own apt that its mirror may need; they are used while building only.
+APT_OPTIONS = re.compile(r"^Acquire::(Check-Valid-Until|Check-Date|Retries|https?::Proxy\b.*) ")
+REPOSITORY = "ascent-sandbox"
+
+
+@dataclass(frozen=True)
+class Images:
+    """Full names of the images; `engine` is None where the checkout has no sandbox/engine/Dockerfile."""
+
+    base: str
+    node: str
+    services: str
+    engine: str | None
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """Twelve hex digits over parts, each with its length, so that no two lists of parts look alike."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(f"{len(part)}:".encode() + part)
+    return total.hexdigest()[:12]
+
+
+def digest_files(paths: Iterable[Path], *more: str) -> str:
+    """A digest over names, execute bits and contents of files, and over more text."""
+    parts = [text.encode() for text in more]
+    for path in sorted(paths):
+        parts += [path.name.encode(), bytes([path.stat().st_mode & 0o100 != 0]), path.read_bytes()]
+    return digest(parts)
+
+
+def mirror() -> str | None:
+    """The Debian mirror to build from: the variable, or the one this machine itself uses, or debootstrap's default."""
+    if os.environ.get(MIRROR_VARIABLE):
+        return os.environ[MIRROR_VARIABLE]
+    release = Path("/etc/os-release")
+    if not release.exists() or "ID=debian" not in release.read_text().splitlines():
+        return None
+    shown = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(SITE) $(RELEASE)", "Created-By: Packages"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    for line in shown.stdout.splitlines():
+        site, _, suite = line.partition(" ")
+        if suite == SUITE:
+            return site
+    return None
+
+
+def apt_options() -> str:
+    """The machine's apt options that its mirror may need, as a configuration file."""
+    try:
+        shown = subprocess.run(["apt-config", "dump"], check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return "".join(f"{line}\n" for line in shown.splitlines() if APT_OPTIONS.match(line))
+
+
+class Builder:
+    """Builds what is missing, and says so through `say`."""
+
+    def __init__(self, engine: Engine, say: Callable[[str], None]) -> None:
+        """`say` is called with one line for each image that has to be built."""
+        self.engine, self.say = engine, say
+
+    def build(self) -> Images:
+        """All images, built where their tag is missing."""
+        base = self._base()
+        node_files = [*(ROOT / "images/node").iterdir(), *self._node_sources()]
+        node = self._image("node", node_files, {"BASE": base}, subdirectories={"node": self._node_sources()})
+        services_files = list((ROOT / "images/services").iterdir())
+        services = self._image("services", services_files, {"BASE": base, "NODE": node})
+        return Images(base, node, services, self._engine(base))
+
+    @staticmethod
+    def _node_sources() -> list[Path]:
+        return [path for path in (ROOT / "node").iterdir() if path.suffix in (".py", ".json")]
+
+    def _exists(self, tag: str) -> bool:
+        return self.engine.run("image", "inspect", tag, check=False).returncode == 0
+
+    def _base(self) -> str:
+        site, options = mirror(), apt_options()
+        config = ROOT / "images/base/dpkg.cfg"
+        tag = f"{REPOSITORY}/base:{digest_files([config], SUITE, *BASE_PACKAGES, site or '', options)}"
+        if self._exists(tag):
+            return tag
+        if not shutil.which("debootstrap"):
+            raise SandboxError("debootstrap is not installed. On Debian: sudo apt-get install debootstrap")
+        self.say(f"building the base image (Debian {SUITE}, about 40 s)")
+        with tempfile.TemporaryDirectory(dir=self.engine.root, prefix="rootfs-") as directory:
+            command = ["debootstrap", "--variant=minbase", f"--include={','.join(BASE_PACKAGES)}", SUITE, directory]
+            log = self.engine.root / "debootstrap.log"
+            with log.open("wb") as file:
+                done = subprocess.run([*command, *([site] if site else [])], check=False, stdout=file, stderr=file)
+            if done.returncode:
+                tail = log.read_text(errors="replace").strip().splitlines()[-5:]
+                raise SandboxError("debootstrap failed:\n  " + "\n  ".join(tail))
+            root = Path(directory)
+            shutil.copy(config, root / "etc/dpkg/dpkg.cfg.d/90sandbox")
+            (root / "etc/apt/apt.conf.d/99host").write_text(options)
+            shutil.rmtree(root / "var/cache/apt/archives", ignore_errors=True)
+            (root / "var/cache/apt/archives/partial").mkdir(parents=True)
+            with subprocess.Popen(
+                ["tar", "--directory", directory, "--create", "--one-file-system", "."], stdout=subprocess.PIPE
+            ) as packed:
+                self.engine.run("import", "-", tag, stdin=packed.stdout)
+            if packed.returncode:
+                raise SandboxError(f"packing the base image failed: tar ended with {packed.returncode}")
+        return tag
+
+    def _image(
+        self,
+        name: str,
+        files: list[Path],
+        arguments: Mapping[str, str],
+        subdirectories: Mapping[str, list[Path]] | None = None,
+    ) -> str:
+        """Builds sandbox/images/`name` with the machine's apt options and `subdirectories` beside its own files."""
+        texts = [f"{key}={value}" for key, value in arguments.items()]
+        tag = f"{REPOSITORY}/{name}:{digest_files(files, *texts)}"
+        if self._exists(tag):
+            return tag
+        self.say(f"building the {name} image")
+        with tempfile.TemporaryDirectory(dir=self.engine.root, prefix="build-") as directory:
+            context = Path(directory)
+            shutil.copytree(ROOT / "images" / name, context, dirs_exist_ok=True)
+            (context / "host-apt.conf").write_text(apt_options())
+            for subdirectory, sources in (subdirectories or {}).items():
+                (context / subdirectory).mkdir()
+                for source in sources:
+                    shutil.copy(source, context / subdirectory)
+            self._docker_build(name, context, tag, arguments)
+        return tag
+
+    def _engine(self, base: str) -> str | None:
+        context = ROOT / "engine"
+        if not (context / "Dockerfile").is_file():
+            return None
+        files = [path for path in context.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        names = [str(path.relative_to(context)) for path in sorted(files)]
+        tag = f"{REPOSITORY}/engine:{digest_files(files, base, *names)}"
+        if not self._exists(tag):
+            self.say("building the engine image")
+            self._docker_build("engine", context, tag, {"BASE": base})
+        return tag
+
+    def _docker_build(self, name: str, context: Path, tag: str, arguments: Mapping[str, str]) -> None:
+        # The machine's network, because the nodes' own leads nowhere else.
+        options = [word for key, value in arguments.items() for word in ("--build-arg", f"{key}={value}")]
+        done = self.engine.run("build", "--network=host", "--tag", tag, *options, str(context), check=False)
+        log = self.engine.root / f"build-{name}.log"
+        log.write_text(done.stdout + done.stderr)
+        if done.returncode:
+            tail = (done.stdout + done.stderr).strip().splitlines()[-15:]
+            raise SandboxError(f"building the {name} image failed (all of it: {log}):\n  " + "\n  ".join(tail))

@@ -1,0 +1,365 @@
+"""Boots, shows and removes one sandbox. What runs is found by labels, never by a file that could be stale."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from sandbox.lib.engine import LABEL, Engine
+from sandbox.lib.images import Builder, Images
+from sandbox.lib.node_files import archive, ascend_files, identity_files, model_files, state
+from sandbox.lib.plan import Node, Sandbox, SandboxError
+
+READY_TIMEOUT_S = 90
+SERVICES = "services"
+MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+# systemd needs the first and its own temporary file systems; the node's container engine needs the rest.
+NODE_OPTIONS = (
+    "--cap-add=SYS_ADMIN",
+    "--cap-add=NET_ADMIN",
+    "--cap-add=SYS_PTRACE",
+    "--cap-add=NET_RAW",
+    "--cap-add=SYS_NICE",
+    "--security-opt=seccomp=unconfined",
+    "--security-opt=apparmor=unconfined",
+    # A control group name space of its own: whatever the node starts ends and is cleaned up with it.
+    "--cgroupns=private",
+    "--tmpfs=/run",
+    "--tmpfs=/run/lock",
+    "--tmpfs=/tmp",
+    "--volume=/var/lib/docker",
+    "--env=container=docker",
+    "--restart=always",
+)
+
+
+class Cluster:
+    """One sandbox as it is wanted (`sandbox`), in the checkout it belongs to, on the daemon that runs it."""
+
+    def __init__(self, sandbox: Sandbox, checkout: Path, engine: Engine, say: Callable[[str], None]) -> None:
+        """Looks at nothing yet; `say` gets one line for each step of `up` and `down`."""
+        self.sandbox, self.checkout, self.engine, self.say = sandbox, checkout, engine, say
+        self.directory = checkout / ".sandbox" / sandbox.name
+        self.key = self.directory / "id_ed25519"
+        self.known_hosts = self.directory / "known_hosts"
+
+    # -- names ---------------------------------------------------------------------------------------------------------
+
+    def container(self, name: str) -> str:
+        """The container's name of a node or of the services."""
+        return f"{self.sandbox.name}.{name}"
+
+    def _labels(self, name: str, definition: str) -> list[str]:
+        labels = {
+            LABEL: self.sandbox.name,
+            f"{LABEL}.node": name,
+            f"{LABEL}.checkout": str(self.checkout),
+            f"{LABEL}.definition": definition,
+        }
+        return [f"--label={key}={value}" for key, value in labels.items()]
+
+    # -- up ------------------------------------------------------------------------------------------------------------
+
+    def up(self) -> None:
+        """Brings the sandbox up, or repairs what is missing of it. Raises SandboxError when it can't."""
+        if self.engine.start():
+            self.say("started the sandbox's Docker daemon")
+            # Containers found now are what a crashed session left; the daemon revives them.
+            if leftovers := self.engine.remove():
+                self.say(f"removed {leftovers} containers that an earlier session left behind")
+        try:
+            self._bring_up()
+        except BaseException:
+            if not self.engine.sandboxes():
+                self.engine.stop()
+            raise
+
+    def _bring_up(self) -> None:
+        images = Builder(self.engine, self.say).build()
+        present = self._own_containers()
+        self._make_network()
+        self._make_keys()
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            services = pool.submit(self._start_services, present.get(SERVICES), images)
+            started = list(
+                pool.map(lambda node: self._start_node(node, present.get(node.name), images), self.sandbox.nodes)
+            )
+            services.result()
+            made = [node.name for node, new in zip(self.sandbox.nodes, started, strict=True) if new]
+            if made:
+                self.say(f"started {', '.join(made)}")
+            waits = [
+                pool.submit(self._wait_for, node, new) for node, new in zip(self.sandbox.nodes, started, strict=True)
+            ]
+            self._publish(images)
+            for wait in waits:
+                wait.result()
+        self.say(f"all {len(self.sandbox.nodes)} nodes are running and answer over ssh")
+
+    def _own_containers(self) -> dict[str, dict[str, Any]]:
+        """The sandbox's containers by node name. Refuses those of another checkout, unless that one is gone."""
+        found = self.engine.containers(self.sandbox.name)
+        for other in sorted({each["Config"]["Labels"][f"{LABEL}.checkout"] for each in found} - {str(self.checkout)}):
+            if not Path(other).is_dir():
+                self.say(f"removing the sandbox of {other}, which is no more")
+                self.engine.remove(self.sandbox.name)
+                return {}
+            raise SandboxError(
+                f"a sandbox named {self.sandbox.name} of another checkout is up: {other}\n"
+                f"  fix: run `sandbox/cluster.py down` there, or give this one another group name and sandbox_subnet"
+            )
+        return {each["Config"]["Labels"][f"{LABEL}.node"]: each for each in found}
+
+    def _make_network(self) -> None:
+        if self.engine.networks(self.sandbox.name):
+            return
+        done = self.engine.run(
+            "network",
+            "create",
+            f"--subnet={self.sandbox.subnet}",
+            f"--gateway={self.sandbox.gateway}",
+            f"--label={LABEL}={self.sandbox.name}",
+            f"ascent-{self.sandbox.name}",
+            check=False,
+        )
+        if done.returncode:
+            others = ", ".join(sorted(self.engine.sandboxes() - {self.sandbox.name})) or "none"
+            raise SandboxError(
+                f"can't create the network {self.sandbox.subnet}: {done.stderr.strip()}\n"
+                f"  other sandboxes that are up: {others}; each needs a sandbox_subnet of its own"
+            )
+
+    def _make_keys(self) -> None:
+        """The controller's key and each node's host key, made before the first connection so that none is on trust."""
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not self.key.exists():
+            self._keygen(self.key, f"ascent-sandbox-{self.sandbox.name}")
+        lines = []
+        for node in self.sandbox.nodes:
+            host_key = self._host_key(node)
+            if not host_key.exists():
+                host_key.parent.mkdir(parents=True, exist_ok=True)
+                self._keygen(host_key, node.name)
+            kind, public = host_key.with_suffix(".pub").read_text().split()[:2]
+            lines.append(f"{node.address},{node.name} {kind} {public}\n")
+        self.known_hosts.write_text("".join(lines))
+
+    @staticmethod
+    def _keygen(path: Path, comment: str) -> None:
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path)], check=True, input=b""
+        )
+
+    def _host_key(self, node: Node) -> Path:
+        return self.directory / "host_keys" / node.name / "ssh_host_ed25519_key"
+
+    def _start_services(self, present: dict[str, Any] | None, images: Images) -> None:
+        if present and present["Config"]["Image"] != images.services:
+            self.engine.run("rm", "--force", present["Id"])
+            present = None
+        if present is None:
+            self.engine.run(
+                "run",
+                "--detach",
+                f"--name={self.container(SERVICES)}",
+                f"--hostname={SERVICES}",
+                f"--network=ascent-{self.sandbox.name}",
+                f"--ip={self.sandbox.services}",
+                f"--volume=ascent-sandbox-{self.sandbox.name}-registry:/var/lib/registry",
+                "--restart=always",
+                *self._labels(SERVICES, images.services),
+                images.services,
+            )
+        elif not present["State"]["Running"]:
+            self.engine.run("start", present["Id"])
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        urls = [f"http://{self.sandbox.registry}/v2/", f"http://{self.sandbox.services}/debian/Packages"]
+        while not all(_answers(url) for url in urls):
+            if time.monotonic() > deadline:
+                logs = self.engine.run("logs", "--tail=5", self.container(SERVICES), check=False)
+                raise SandboxError(f"the site's services do not answer at {urls}: {logs.stdout}{logs.stderr}")
+            time.sleep(0.1)
+
+    def _node_archive(self, node: Node) -> bytes:
+        host_key = self._host_key(node)
+        files = ascend_files(state(self.sandbox, node))
+        files += identity_files(
+            self.sandbox,
+            self.key.with_suffix(".pub").read_text(),
+            host_key.read_bytes(),
+            host_key.with_suffix(".pub").read_bytes(),
+        )
+        for model in self.sandbox.models:
+            files += model_files(model)
+        return archive(files)
+
+    def _start_node(self, node: Node, present: dict[str, Any] | None, images: Images) -> bool:
+        """Makes a node that does not exist, or starts one that is stopped; True when the node is new."""
+        content = self._node_archive(node)
+        identity = hashlib.sha256(self.key.read_bytes() + self._host_key(node).read_bytes()).hexdigest()[:12]
+        definition = hashlib.sha256(content + images.node.encode() + repr(NODE_OPTIONS).encode()).hexdigest()[:12]
+        if present and present["Config"]["Labels"][f"{LABEL}.identity"] != identity:
+            self.say(f"{node.name}: its keys are gone from {self.directory}; making the node anew")
+            self.engine.run("rm", "--force", "--volumes", present["Id"])
+            present = None
+        if present:
+            if present["Config"]["Labels"][f"{LABEL}.definition"] != definition:
+                self.say(f"{node.name}: made from an older definition; `down` and `up` would renew it")
+            if not present["State"]["Running"]:
+                self.engine.run("start", present["Id"])
+                self.say(f"{node.name}: was stopped; started it")
+            return False
+        name = self.container(node.name)
+        peers = [f"--add-host={peer.name}:{peer.address}" for peer in self.sandbox.nodes if peer is not node]
+        self.engine.run(
+            "create",
+            f"--name={name}",
+            f"--hostname={node.name}",
+            f"--network=ascent-{self.sandbox.name}",
+            f"--ip={node.address}",
+            # Names outside the site end in an error at once instead of a wait for an answer that can't come.
+            f"--dns={self.sandbox.services}",
+            *peers,
+            *NODE_OPTIONS,
+            *self._labels(node.name, definition),
+            f"--label={LABEL}.identity={identity}",
+            images.node,
+        )
+        self.engine.run("cp", "-", f"{name}:/", input=content, text=False)
+        self.engine.run("start", name)
+        return True
+
+    def _wait_for(self, node: Node, new: bool) -> None:
+        """Waits until systemd has started everything and ssh lets us in. Raises SandboxError with the reason if not."""
+        name = self.container(node.name)
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while True:
+            system = self.engine.run("exec", name, "systemctl", "is-system-running", "--wait", check=False)
+            if system.stdout.strip() == "running":
+                break
+            if system.stdout.strip() == "degraded":
+                failed = self.engine.run("exec", name, "systemctl", "--failed", "--plain", "--no-legend", check=False)
+                raise SandboxError(f"{node.name}: units failed at boot:\n{failed.stdout}")
+            if time.monotonic() > deadline or self._restarts(name):
+                logs = self.engine.run("logs", "--tail=5", name, check=False)
+                raise SandboxError(f"{node.name} does not boot: {(logs.stdout + logs.stderr + system.stderr).strip()}")
+            time.sleep(0.2)
+        if new:
+            self.engine.run("exec", name, "apt-get", "update", "-qq")
+        while (ssh := subprocess.run(self.ssh(node, "true"), check=False, capture_output=True, text=True)).returncode:
+            if time.monotonic() > deadline:
+                raise SandboxError(f"{node.name} runs, but ssh to {node.address} fails: {ssh.stderr.strip()}")
+            time.sleep(0.2)
+
+    def _restarts(self, name: str) -> bool:
+        """Whether a container that should be up keeps ending instead."""
+        container = self.engine.inspect("container", [name])[0]
+        return container["RestartCount"] > 1 and container["State"]["ExitCode"] != 0
+
+    def ssh(self, node: Node, *command: str, options: Iterable[str] = ("-o", "BatchMode=yes")) -> list[str]:
+        """The ssh command line to a node, with its host key checked."""
+        return [
+            "ssh",
+            *("-i", str(self.key), "-o", "IdentitiesOnly=yes", "-o", "ControlPath=none", "-o", "ConnectTimeout=5"),
+            *("-o", f"UserKnownHostsFile={self.known_hosts}", "-o", "StrictHostKeyChecking=yes", *options),
+            f"root@{node.address}",
+            *command,
+        ]
+
+    def _publish(self, images: Images) -> None:
+        """Makes the engine image available in the site's registry under every name that recipes ask for."""
+        if images.engine is None:
+            self.say("no sandbox/engine/Dockerfile here: the registry offers no engine image")
+            return
+        image_id = self.engine.inspect("image", [images.engine])[0]["Id"]
+        for name in self.sandbox.engine_images:
+            repository, _, tag = name.rpartition(":")
+            if _published(self.sandbox.registry, repository, tag) == image_id:
+                continue
+            self.say(f"publishing the engine image as {name}")
+            full = f"{self.sandbox.registry}/{name}"
+            self.engine.run("tag", images.engine, full)
+            try:
+                self.engine.run("push", "--quiet", full)
+            finally:
+                self.engine.run("rmi", "--no-prune", full, check=False)
+
+    # -- down ----------------------------------------------------------------------------------------------------------
+
+    def down(self) -> None:
+        """Removes the sandbox, and stops the daemon when no other one is up. Images and the registry's content stay."""
+        if self.engine.pid():
+            self._own_containers()
+            removed = self.engine.remove(self.sandbox.name)
+            self.say(f"removed {removed} containers of {self.sandbox.name}, their volumes and their network")
+            others = self.engine.sandboxes()
+            if others:
+                self.say(f"the daemon goes on for {', '.join(sorted(others))}")
+            else:
+                self.engine.stop()
+                self.say("stopped the sandbox's Docker daemon")
+        else:
+            self.engine.stop()
+            self.say("the sandbox's Docker daemon is not running")
+        shutil.rmtree(self.directory, ignore_errors=True)
+        if self.directory.parent.is_dir() and not any(self.directory.parent.iterdir()):
+            self.directory.parent.rmdir()
+
+    # -- status --------------------------------------------------------------------------------------------------------
+
+    def status(self) -> list[dict[str, Any]]:
+        """One row for each node: `node`, `address`, `profile`, `devices`, `state`, `ssh` (whether it lets us in)."""
+        running = self.engine.pid() is not None
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            return list(pool.map(lambda node: self._node_status(node, running), self.sandbox.nodes))
+
+    def _node_status(self, node: Node, running: bool) -> dict[str, Any]:
+        row: dict[str, Any] = {"node": node.name, "address": node.address, "profile": node.profile["name"]}
+        row |= {"devices": node.device_count, "state": "absent", "ssh": False}
+        if not running:
+            return row
+        found = self.engine.inspect("container", [self.container(node.name)])
+        if found and found[0]["State"]["Running"]:
+            system = self.engine.run("exec", self.container(node.name), "systemctl", "is-system-running", check=False)
+            row["state"] = system.stdout.strip() or "booting"
+            row["ssh"] = subprocess.run(self.ssh(node, "true"), check=False, capture_output=True).returncode == 0
+        elif found:
+            row["state"] = found[0]["State"]["Status"]
+        return row
+
+    def node(self, name: str) -> Node:
+        """The node of a name. Raises SandboxError with the names there are."""
+        for node in self.sandbox.nodes:
+            if node.name == name:
+                return node
+        raise SandboxError(f"no node {name}; there are {', '.join(node.name for node in self.sandbox.nodes)}")
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2):  # noqa: S310 -- our own services, by http
+            return True
+    except OSError:
+        return False
+
+
+def _published(registry: str, repository: str, tag: str) -> str | None:
+    """The image id that a name has in the registry; None when it has none."""
+    url = f"http://{registry}/v2/{repository}/manifests/{tag}"
+    request = urllib.request.Request(url, headers={"Accept": MANIFEST})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 -- our own registry, by http
+            return json.load(answer)["config"]["digest"]
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            return None
+        raise SandboxError(f"registry {registry}: {error}") from error

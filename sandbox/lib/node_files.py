@@ -1,0 +1,258 @@
+"""The files a node starts with: state, Ascend installation, identity, model weights. Pure functions."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import tarfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sandbox.lib.plan import Node, Sandbox, roce_address, vnic_address
+
+HIDDEN_SIZE = 16
+SHARDS = 2
+COUNTERS = (
+    "mac_tx_total_pkt_num",
+    "mac_rx_total_pkt_num",
+    "mac_tx_bad_pkt_num",
+    "mac_rx_bad_pkt_num",
+    "mac_rx_fcs_err_pkt_num",
+    "mac_tx_pfc_pkt_num",
+    "mac_rx_pfc_pkt_num",
+    "roce_rx_rc_pkt_num",
+    "roce_tx_rc_pkt_num",
+    "roce_rx_err_pkt_num",
+    "roce_tx_err_pkt_num",
+    "roce_new_pkt_rty_num",
+    "roce_out_of_order_num",
+)
+
+
+@dataclass(frozen=True)
+class File:
+    """One file, or link, of a node: absolute path, content or link target, mode."""
+
+    path: str
+    content: bytes = b""
+    mode: int = 0o644
+    link: str = ""
+
+
+def state(sandbox: Sandbox, node: Node) -> dict[str, Any]:
+    """The state of a healthy node, as `sandbox/node/state.schema.json` describes it."""
+    profile = node.profile
+    return {
+        "schema": 1,
+        "node": node.name,
+        "profile": profile["name"],
+        "layout": profile["layout"],
+        "tool_version": profile["tool_version"],
+        "board": {"product": profile["product"], "serial": f"SANDBOX{node.index:06d}"},
+        "driver": dict(profile["driver"]),
+        "firmware": dict(profile["firmware"]),
+        "super_pod": {"id": 0, "size": profile["super_pod_size"], "server_index": node.index}
+        if profile["super_pod_size"]
+        else None,
+        "devices": [_device(sandbox, node, phy_id) for phy_id in range(node.device_count)],
+        "processes": [],
+        "faults": {"npu_smi_ret": None, "hccn_busy": False, "ping_drop_nth": {}},
+    }
+
+
+def _device(sandbox: Sandbox, node: Node, phy_id: int) -> dict[str, Any]:
+    profile = node.profile
+    npu, chip = divmod(phy_id, profile["chips_per_npu"])
+    netmask = str(sandbox.subnet.netmask)
+    return {
+        "npu_id": npu * profile["npu_id_step"],
+        "chip_id": chip,
+        "logic_id": phy_id,
+        "phy_id": phy_id,
+        "name": profile["chip_name"],
+        "serial": f"SANDBOX{node.index:03d}{npu:03d}",
+        "health": "OK",
+        "error_codes": [],
+        "power_w": profile["power_w"] if chip == 0 else None,
+        "temperature_c": profile["temperature_c"],
+        "hugepages": [0, 0],
+        "bus_id": f"0000:{0x81 + 2 * phy_id:02X}:00.0",
+        "aicore_percent": 0,
+        "hbm_used_mb": profile["hbm_reserved_mb"],
+        "hbm_total_mb": profile["hbm_total_mb"],
+        "sdid": (node.index << 16) + phy_id if profile["super_pod_size"] else None,
+        "ecc_double_bit": 0,
+        "roce": {
+            "address": roce_address(sandbox.subnet, node.index, phy_id),
+            "netmask": netmask,
+            "link": "UP",
+            "mac": f"02:00:5e:00:{node.index:02x}:{phy_id:02x}",
+            "gateway": sandbox.gateway,
+            "netdetect": sandbox.gateway,
+            "net_health": "Success",
+            "tls": {"enabled": False, "preconfigured": True, "alarm_days": 60},
+            "mtu": 4096,
+            "speed_mbps": 200000,
+            "fec": "rs FEC mode",
+            "lldp": {"interface": f"400GE1/0/{phy_id + 1}:1", "system": "sandbox-leaf-1"},
+            "counters": dict.fromkeys(COUNTERS, 0),
+            "link_records": [],
+        },
+        "vnic": {"address": vnic_address(sandbox.subnet, node.index, phy_id), "netmask": netmask, "link": "UP"}
+        if profile["vnic"]
+        else None,
+    }
+
+
+def hccn_conf(node_state: Mapping[str, Any]) -> str:
+    """`/etc/hccn.conf`: the addresses of all devices, as the state has them."""
+    lines = []
+    for device in node_state["devices"]:
+        number, port = device["phy_id"], device["roce"]
+        lines += [f"{key}_{number}={port[key]}" for key in ("address", "netmask", "netdetect", "gateway")]
+        lines.append(f"send_arp_status_{number}=1")
+    return "\n".join(lines) + "\n"
+
+
+def _driver_version_info(driver: Mapping[str, Any]) -> str:
+    return (
+        f"Version={driver['version']}\n"
+        f"ascendhal_version={driver['ascendhal_version']}\n"
+        "aicpu_version=1.0\ntdt_version=1.0\nlog_version=1.0\nprof_version=2.0\ndvppkernels_version=1.1\n"
+        f"tsfw_version=1.0\nInnerversion={driver['innerversion']}\n"
+        f"compatible_version={','.join(f'[{each}]' for each in driver['compatible_version'])}\n"
+        f"compatible_version_fw=[{','.join(driver['compatible_firmware'])}]\n"
+        f"package_version={driver['version']}\n"
+    )
+
+
+def _firmware_version_info(firmware: Mapping[str, Any]) -> str:
+    prefixes = ",".join(f"[{each},{each}.]" for each in firmware["compatible_drivers"])
+    return (
+        f"Version={firmware['version']}\nfirmware_version=1.0\npackage_version={firmware['version']}\n"
+        f"compatible_version_drv={prefixes}\n"
+    )
+
+
+INSTALL_INFO = """\
+UserName=HwHiAiUser
+UserGroup=HwHiAiUser
+Firmware_Install_Type=full
+Firmware_Install_Path_Param=/usr/local/Ascend
+Driver_Install_Type=full
+Driver_Install_Path_Param=/usr/local/Ascend
+Driver_Install_For_All=no
+Driver_Install_Mode=normal
+Driver_Install_Status=complete
+"""
+
+
+def ascend_files(node_state: Mapping[str, Any]) -> list[File]:
+    """The installation of driver and firmware, as far as files go."""
+    return [
+        File("/usr/local/dcmi/state.json", (json.dumps(node_state, indent=1) + "\n").encode()),
+        File("/etc/hccn.conf", hccn_conf(node_state).encode()),
+        File("/etc/ascend_install.info", INSTALL_INFO.encode()),
+        File("/usr/local/Ascend/driver/version.info", _driver_version_info(node_state["driver"]).encode(), 0o444),
+        File("/usr/local/Ascend/firmware/version.info", _firmware_version_info(node_state["firmware"]).encode(), 0o444),
+        # The real directory holds the driver's libraries; here only its presence matters.
+        File("/usr/local/Ascend/driver/lib64/driver/libascend_hal.so", b"sandbox placeholder, not a library\n", 0o444),
+        File("/usr/local/Ascend/driver/lib64/common/libc_sec.so", b"sandbox placeholder, not a library\n", 0o444),
+    ]
+
+
+def safetensors(tensors: Mapping[str, tuple[int, ...]]) -> bytes:
+    """A valid safetensors file of BF16 zeros: eight bytes of header length, a JSON header, the data."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in tensors.items():
+        size = 2
+        for extent in shape:
+            size *= extent
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    return struct.pack("<Q", len(encoded)) + encoded + bytes(offset)
+
+
+def model_files(model: Mapping[str, Any], root: str = "/root/.cache/modelscope/hub/models") -> list[File]:
+    """A model in the place and form ModelScope's cache gives it, with tensors of a few hundred bytes.
+
+    The cache writes a dot in a name as three underscores and links the plain name to it.
+    """
+    organisation, name = model["id"].split("/")
+    masked = name.replace(".", "___")
+    directory = f"{root}/{organisation}/{masked}"
+    shards = {
+        f"model-{number:05d}-of-{SHARDS:05d}.safetensors": {
+            f"model.layers.{number - 1}.mlp.gate.weight": (HIDDEN_SIZE, HIDDEN_SIZE),
+            f"model.layers.{number - 1}.input_layernorm.weight": (HIDDEN_SIZE,),
+        }
+        for number in range(1, SHARDS + 1)
+    }
+    contents = {shard: safetensors(tensors) for shard, tensors in shards.items()}
+    weight_map = {tensor: shard for shard, tensors in shards.items() for tensor in tensors}
+    index = {"metadata": {"total_size": sum(map(len, contents.values()))}, "weight_map": weight_map}
+    config = {
+        "model_type": "sandbox",
+        "hidden_size": HIDDEN_SIZE,
+        "num_hidden_layers": SHARDS,
+        "torch_dtype": "bfloat16",
+    }
+    documents = {
+        "config.json": config | dict(model["config"]),
+        "generation_config.json": {"do_sample": True, "temperature": 0.6, "top_p": 0.95},
+        "model.safetensors.index.json": index,
+        "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 262144},
+        "tokenizer.json": {
+            "version": "1.0",
+            "model": {"type": "WordLevel", "vocab": {"<unk>": 0}, "unk_token": "<unk>"},
+        },
+        "configuration.json": {"framework": "pytorch", "task": "text-generation"},
+    }
+    files = [File(f"{directory}/{shard}", content) for shard, content in contents.items()]
+    files += [File(f"{directory}/{document}", json.dumps(value).encode()) for document, value in documents.items()]
+    if masked != name:
+        files.append(File(f"{root}/{organisation}/{name}", link=masked))
+    return files
+
+
+def identity_files(sandbox: Sandbox, authorized_key: str, host_key: bytes, host_key_public: bytes) -> list[File]:
+    """What makes the node reachable, and its only package source the site's."""
+    return [
+        File("/etc/ssh/ssh_host_ed25519_key", host_key, 0o600),
+        File("/etc/ssh/ssh_host_ed25519_key.pub", host_key_public),
+        File("/root/.ssh/authorized_keys", authorized_key.encode(), 0o600),
+        File("/etc/apt/sources.list", f"deb [trusted=yes] http://{sandbox.services}/debian ./\n".encode()),
+        # Package lists of the repository never go stale.
+        File("/etc/apt/apt.conf.d/90sandbox", b'Acquire::Languages "none";\nAcquire::Retries "2";\n'),
+    ]
+
+
+def archive(files: Iterable[File]) -> bytes:
+    """The files as a tar archive to be unpacked at the root of a node, directories included."""
+    buffer = io.BytesIO()
+    made: set[str] = set()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for file in files:
+            parts = file.path.strip("/").split("/")
+            for depth in range(1, len(parts)):
+                directory = "/".join(parts[:depth])
+                # Directories of the image keep the modes they have there; only the cache's are ours to make.
+                if directory not in made and directory.startswith("root/.cache"):
+                    made.add(directory)
+                    entry = tarfile.TarInfo(directory)
+                    entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+                    tar.addfile(entry)
+            entry = tarfile.TarInfo(file.path.strip("/"))
+            entry.mode = file.mode
+            if file.link:
+                entry.type, entry.linkname = tarfile.SYMTYPE, file.link
+                tar.addfile(entry)
+            else:
+                entry.size = len(file.content)
+                tar.addfile(entry, io.BytesIO(file.content))
+    return buffer.getvalue()

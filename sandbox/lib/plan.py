@@ -1,0 +1,170 @@
+"""What a sandbox inventory asks for, as plain data: the nodes, their addresses and their accelerators.
+
+A sandbox is a group under `clusters` with these variables, all read as they are written (no templates):
+
+- `sandbox_subnet`: the network of the nodes, a /16 of 198.18.0.0/15;
+- `sandbox_services`: the address of the registry and of the package repository;
+- `sandbox_profile`: a name in `sandbox/profiles/`; a host may have its own;
+- `sandbox_engine_images`: names under which the engine image is published in the registry;
+- `sandbox_models`: weights each node already has, as `{id, config}` or just the id.
+
+Each host needs `ansible_host`: node 198.18.0.X gives device d the addresses 198.18.X.(d+1) (RoCE) and 198.18.X.(d+129)
+(vnic, where the profile has one).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PROFILES = Path(__file__).resolve().parent.parent / "profiles"
+BENCHMARK_NETWORK = ipaddress.IPv4Network("198.18.0.0/15")
+VNIC_OFFSET = 128
+
+
+class SandboxError(Exception):
+    """Something the user has to change; the message says what."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node: its name, its number in the network, its address and its hardware profile."""
+
+    name: str
+    index: int
+    address: str
+    profile: Mapping[str, Any]
+
+    @property
+    def device_count(self) -> int:
+        """How many devices the node has."""
+        return int(self.profile["npus"] * self.profile["chips_per_npu"])
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """One cluster of nodes and the services of its site."""
+
+    name: str
+    subnet: ipaddress.IPv4Network
+    services: str
+    nodes: tuple[Node, ...]
+    engine_images: tuple[str, ...] = ()
+    models: tuple[Mapping[str, Any], ...] = field(default=())
+
+    @property
+    def gateway(self) -> str:
+        """The address of the machine below in the network of the nodes."""
+        return str(self.subnet.network_address + 1)
+
+    @property
+    def registry(self) -> str:
+        """Where the registry listens, as image names start."""
+        return f"{self.services}:5000"
+
+
+def roce_address(subnet: ipaddress.IPv4Network, node_index: int, device: int) -> str:
+    """The RoCE address of a device."""
+    return str(subnet.network_address + (node_index << 8) + device + 1)
+
+
+def vnic_address(subnet: ipaddress.IPv4Network, node_index: int, device: int) -> str:
+    """The address of a device inside its super pod."""
+    return str(subnet.network_address + (node_index << 8) + VNIC_OFFSET + device + 1)
+
+
+def load_profile(name: str) -> dict[str, Any]:
+    """A hardware profile by name. Raises SandboxError with the names there are."""
+    path = PROFILES / f"{name}.yml"
+    if not path.is_file():
+        known = ", ".join(sorted(each.stem for each in PROFILES.glob("*.yml")))
+        raise SandboxError(f"sandbox_profile {name!r} is not one of {known} (sandbox/profiles/)")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _subnet(variables: Mapping[str, Any], group: str) -> ipaddress.IPv4Network:
+    try:
+        subnet = ipaddress.IPv4Network(str(variables["sandbox_subnet"]))
+    except ValueError as error:
+        raise SandboxError(f"{group}: sandbox_subnet: {error}") from error
+    if subnet.prefixlen != 16 or not subnet.subnet_of(BENCHMARK_NETWORK):
+        raise SandboxError(f"{group}: sandbox_subnet is {subnet}; it has to be a /16 of {BENCHMARK_NETWORK}")
+    return subnet
+
+
+def _node(name: str, variables: Mapping[str, Any], subnet: ipaddress.IPv4Network) -> Node:
+    address = str(variables.get("ansible_host", ""))
+    try:
+        offset = int(ipaddress.IPv4Address(address)) - int(subnet.network_address)
+    except ValueError as error:
+        raise SandboxError(f"{name}: ansible_host is {address!r}, not an address of {subnet}") from error
+    if not 3 <= offset <= 254:
+        low, high = subnet.network_address + 3, subnet.network_address + 254
+        raise SandboxError(f"{name}: ansible_host is {address}; a node of {subnet} is one of {low} to {high}")
+    return Node(name, offset, address, load_profile(str(variables["sandbox_profile"])))
+
+
+def _model(entry: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    model = {"id": entry, "config": {}} if isinstance(entry, str) else {"config": {}, **entry}
+    if str(model.get("id", "")).count("/") != 1:
+        raise SandboxError(f"sandbox_models: {entry!r} has no id of the form organisation/name")
+    return model
+
+
+def from_variables(group: str, variables: Mapping[str, Any], hosts: Mapping[str, Mapping[str, Any]]) -> Sandbox:
+    """A sandbox of a group's variables and of each host's own. Raises SandboxError naming what does not fit."""
+    missing = [name for name in ("sandbox_subnet", "sandbox_services", "sandbox_profile") if name not in variables]
+    if missing:
+        raise SandboxError(f"{group}: {', '.join(missing)} not set; see docs/sandbox.md")
+    subnet = _subnet(variables, group)
+    nodes = tuple(_node(name, {**variables, **own}, subnet) for name, own in hosts.items())
+    if not nodes:
+        raise SandboxError(f"{group} has no hosts")
+    services = str(variables["sandbox_services"])
+    taken = [services, str(subnet.network_address + 1), *(node.address for node in nodes)]
+    twice = sorted({address for address in taken if taken.count(address) > 1})
+    if twice:
+        raise SandboxError(f"{group}: {', '.join(twice)} is given to more than one of gateway, services and nodes")
+    if ipaddress.IPv4Address(services) not in subnet:
+        raise SandboxError(f"{group}: sandbox_services is {services}, outside {subnet}")
+    return Sandbox(
+        name=group,
+        subnet=subnet,
+        services=services,
+        nodes=nodes,
+        engine_images=tuple(variables.get("sandbox_engine_images", ())),
+        models=tuple(_model(entry) for entry in variables.get("sandbox_models", ())),
+    )
+
+
+def from_inventory(path: Path, cluster: str | None = None) -> Sandbox:
+    """The sandbox of an inventory: its group `cluster`, or the only group under `clusters` that is a sandbox."""
+    # Ansible's own reader, so that group_vars and host_vars mean here what they mean to the playbooks.
+    from ansible.inventory.manager import InventoryManager
+    from ansible.parsing.dataloader import DataLoader
+    from ansible.vars.manager import VariableManager
+
+    if not path.exists():
+        raise SandboxError(f"inventory {path} does not exist")
+    loader = DataLoader()
+    inventory = InventoryManager(loader=loader, sources=[str(path)])
+    manager = VariableManager(loader=loader, inventory=inventory)
+    parent = inventory.groups.get("clusters")
+    found: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {}
+    for group in parent.child_groups if parent else ():
+        hosts = {str(host.name): dict(manager.get_vars(host=host)) for host in group.get_hosts()}
+        if hosts and any("sandbox_subnet" in variables for variables in hosts.values()):
+            found[str(group.name)] = (next(iter(hosts.values())), hosts)
+    if cluster is None and len(found) == 1:
+        cluster = next(iter(found))
+    if cluster not in found:
+        names = ", ".join(found) or "none"
+        wanted = f"{cluster} is no sandbox" if cluster else "name one with --cluster"
+        raise SandboxError(f"{path}: sandbox clusters are: {names}; {wanted}")
+    variables, hosts = found[cluster]
+    return from_variables(cluster, variables, hosts)

@@ -34,36 +34,76 @@ PROXY_VARIABLES = (
     "ALL_PROXY",
 )
 
-#: Boolean options of `vllm serve` that exist in a `--no-` form too (vLLM makes both for every boolean field of its
-#: configuration classes). An option outside this set is a plain switch: false leaves it out.
+#: Boolean options of `vllm serve` that exist in a `--no-` form too, as of vLLM 0.21 (a test holds them against
+#: catalog/engine_options). An option outside this set is a plain switch: false leaves it out.
 NEGATABLE = frozenset(
     (
+        "allow-credentials",
         "allow-deprecated-quantization",
         "async-scheduling",
         "calculate-kv-scales",
+        "cudagraph-metrics",
+        "data-parallel-external-lb",
+        "data-parallel-hybrid-lb",
         "disable-cascade-attn",
         "disable-chunked-mm-input",
         "disable-custom-all-reduce",
+        "disable-fastapi-docs",
         "disable-hybrid-kv-cache-manager",
-        "disable-log-stats",
+        "disable-nccl-for-dp-synchronization",
         "disable-sliding-window",
+        "disable-uvicorn-access-log",
         "enable-auto-tool-choice",
         "enable-chunked-prefill",
         "enable-dbo",
+        "enable-elastic-ep",
+        "enable-ep-weight-filter",
         "enable-eplb",
         "enable-expert-parallel",
+        "enable-flash-late-interaction",
+        "enable-flashinfer-autotune",
+        "enable-force-include-usage",
+        "enable-layerwise-nvtx-tracing",
+        "enable-log-deltas",
+        "enable-log-outputs",
         "enable-log-requests",
+        "enable-logging-iteration-details",
         "enable-lora",
+        "enable-mamba-cache-stochastic-rounding",
+        "enable-mfu-metrics",
         "enable-mm-embeds",
+        "enable-offline-docs",
         "enable-prefix-caching",
         "enable-prompt-embeds",
+        "enable-prompt-tokens-details",
+        "enable-request-id-headers",
+        "enable-return-routed-experts",
+        "enable-server-load-tracking",
         "enable-sleep-mode",
+        "enable-ssl-refresh",
+        "enable-tokenizer-info-endpoint",
+        "enable-tower-connector-lora",
         "enforce-eager",
+        "exclude-tools-when-tool-choice-none",
+        "fail-on-environ-validation",
         "fully-sharded-loras",
+        "interleave-mm-strings",
+        "kv-cache-metrics",
+        "kv-sharing-fast-prefill",
         "language-model-only",
+        "log-error-stack",
+        "mm-encoder-only",
+        "numa-bind",
         "ray-workers-use-nsight",
+        "return-tokens-as-token-ids",
+        "scheduler-reserve-full-isl",
+        "skip-mm-profiling",
         "skip-tokenizer-init",
+        "specialize-active-lora",
+        "tokens-only",
         "trust-remote-code",
+        "trust-request-chat-template",
+        "use-tqdm-on-load",
     )
 )
 
@@ -127,7 +167,7 @@ def image_version(image: str) -> Optional[str]:
 
 
 def image_platform(image: str) -> Optional[str]:
-    """The hardware suffix that the image's tag carries, such as ``-a3``; empty for none (A2); None if it can't be told."""
+    """The hardware suffix that the image's tag carries, such as ``-a3``; empty for none (A2), None if unknown."""
     tag = _split_image(image)[1]
     if tag is None:
         return None
@@ -174,7 +214,7 @@ def mooncake_version(engine: str, version: Optional[str]) -> Optional[str]:
 
 
 def source_scripts(engine: str) -> List[str]:
-    """Environment scripts to source first. The vLLM-Ascend images do it in ~/.bashrc, which only interactive shells read."""
+    """Environment scripts to source first: vLLM-Ascend images do it in ~/.bashrc, for interactive shells only."""
     if engine == "vllm-ascend":
         return ["/usr/local/Ascend/ascend-toolkit/set_env.sh", "/usr/local/Ascend/nnal/atb/set_env.sh"]
     return []

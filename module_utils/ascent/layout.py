@@ -34,7 +34,7 @@ def pools_of(recipe: Mapping[str, Any]) -> List[Dict[str, Any]]:
     """The recipe's pools in order, every key present.
 
     Keys added: ``name``; sizes default to 1; ``devices`` is the number of devices of one process, ``local`` the data
-    parallel ranks of one process, ``span`` the number of KV ports of one instance, ``hosts_needed`` the hosts of the pool.
+    parallel ranks of one process, ``span`` the KV ports of one instance, ``hosts_needed`` the hosts of the pool.
     """
     pools = []
     for name, given in (recipe.get("pools") or {}).items():
@@ -69,8 +69,8 @@ def pools_of(recipe: Mapping[str, Any]) -> List[Dict[str, Any]]:
 def place(pools: Sequence[Mapping[str, Any]], hosts: Sequence[Mapping[str, Any]]) -> Placement:
     """Deal ``hosts`` (in inventory order) out to ``pools`` (in recipe order).
 
-    A host that names its pool goes there; the others fill the pools in order. Within a pool, hosts keep inventory order,
-    so its first host is the head of its first instance.
+    A host that names its pool goes there; the others fill the pools in order. Within a pool, hosts keep inventory
+    order, so its first host is the head of its first instance.
     """
     wrong: List[Dict[str, Any]] = []
     names = [pool["name"] for pool in pools]

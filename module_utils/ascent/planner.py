@@ -10,7 +10,6 @@ __all__ = ["DERIVED_ARGS", "DERIVED_ENV", "definition_of", "digest", "merged", "
 
 import hashlib
 import json
-import re
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from . import engines, layout
@@ -51,6 +50,9 @@ DERIVED_ENV = frozenset(
 #: HCCL's listening ports on the host side of every engine that spans devices.
 HCCL_PORTS = (60000, 32)
 
+#: Where the clients of model hubs keep what they fetch, inside the container.
+CACHE = "/root/.cache"
+
 DEFAULT_PROMPTS = [{"prompt": "The future of AI is", "max_tokens": 50, "temperature": 0}]
 DEFAULT_SMOKE_BENCH = {"concurrency": 8, "requests": 32, "input_tokens": 128, "output_tokens": 64}
 
@@ -80,18 +82,18 @@ def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> Dict[str, Any
     return {key: value for key, value in result.values() if value is not None}
 
 
-def model_directory(model: Mapping[str, Any]) -> Optional[str]:
+def model_directory(model: Mapping[str, Any], cache: str = CACHE) -> Optional[str]:
     """Where the weights lie on every host.
 
-    ``path`` if the recipe gives one, else the place where the source's own client keeps them under /root/.cache.
+    ``path`` if the recipe gives one, else the place where the source's own client keeps them below ``cache``.
     """
     if model.get("path"):
         return str(model["path"])
-    if model.get("source") == "modelscope":
+    if model.get("source", "modelscope") == "modelscope":
         # ModelScope's client writes a dot in a model's name as three underscores.
-        return "/root/.cache/modelscope/hub/models/" + model["id"].replace(".", "___")
+        return cache.rstrip("/") + "/modelscope/hub/models/" + str(model["id"]).replace(".", "___")
     if model.get("source") == "huggingface":
-        return "/root/.cache/huggingface/hub/models--" + model["id"].replace("/", "--")
+        return cache.rstrip("/") + "/huggingface/hub/models--" + str(model["id"]).replace("/", "--")
     return None
 
 
@@ -108,12 +110,14 @@ def plan(
     *,
     cluster: str = "cluster",
     mirror: str = "",
+    cache: str = CACHE,
 ) -> Dict[str, Any]:
     """The launch plan.
 
     ``recipe`` has the shape of recipes/schema.json. ``hardware`` maps profile names to profiles
-    (catalog/hardware). ``hosts`` are dicts with ``name``, ``node_ip``, ``nic``, ``arch`` and optionally ``hardware`` and
-    ``pool``, in inventory order. ``mirror`` is a registry prefix for every image.
+    (catalog/hardware). ``hosts`` are dicts with ``name``, ``node_ip``, ``nic``, ``arch`` and optionally ``hardware``
+    and ``pool``, in inventory order. ``mirror`` is a registry prefix for every image; ``cache`` is the hosts'
+    directory of downloaded weights, which containers see as `CACHE`.
 
     Raises InputError when the pools can't be laid out on the hosts; `rules.check` says all that is wrong beyond that.
     """
@@ -121,7 +125,7 @@ def plan(
     placement = layout.place(pools, hosts)
     if placement.mistakes:
         raise InputError([as_finding(item) for item in placement.mistakes])
-    return _Builder(recipe, hardware, hosts, pools, placement, cluster, mirror).build()
+    return _Builder(recipe, hardware, hosts, pools, placement, cluster, mirror, cache).build()
 
 
 class _Builder:
@@ -136,6 +140,7 @@ class _Builder:
         placement: layout.Placement,
         cluster: str,
         mirror: str,
+        cache: str,
     ) -> None:
         self.recipe = recipe
         self.hosts = {host["name"]: host for host in hosts}
@@ -143,6 +148,7 @@ class _Builder:
         self.placement = placement
         self.cluster = cluster
         self.mirror = mirror
+        self.cache = cache
         self.engine = recipe["engine"]["name"]
         self.transfer = recipe.get("kv_transfer")
         self.several = sum(pool["instances"] for pool in pools) > 1
@@ -197,7 +203,7 @@ class _Builder:
                 "id": model["id"],
                 "source": model.get("source", "modelscope"),
                 "served_name": model.get("served_name", model["id"]),
-                "directory": model_directory(model),
+                "directory": model_directory(model, self.cache),
             },
             "engine": {
                 "name": self.engine,
@@ -332,8 +338,8 @@ class _Builder:
         env: List[Dict[str, Any]] = []
         if pool["nodes"] > 1 or self.transfer:
             env.append({"name": "HCCL_IF_IP", "value": host["node_ip"]})
-            for name in ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "HCCL_SOCKET_IFNAME"):
-                env.append({"name": name, "value": host["nic"]})
+            names = ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "HCCL_SOCKET_IFNAME")
+            env.extend({"name": name, "value": host["nic"]} for name in names)
             env.append({"name": "VLLM_HOST_IP", "value": host["node_ip"]})
         visible = self.profile[process["host"]].get("visible_devices")
         if visible:
@@ -467,13 +473,14 @@ class _Builder:
             devices = [profile["device_file"].format(index=number) for number in numbers]
             devices += profile["management_devices"]
         mounts = [_mount(text) for text in profile["mounts"]]
+        mounts.append({"source": self.cache, "target": CACHE, "read_only": False})
         if self.transfer:
             mounts += [_mount(text) for text in profile.get("kv_transfer_mounts", [])]
         path = self.recipe["model"].get("path")
         if path and not any(_inside(path, mount["target"]) for mount in mounts):
             mounts.append({"source": path, "target": path, "read_only": False})
         mounts += [_mount(text) for text in given.get("mounts", [])]
-        script = f"/ascent/{process['name']}.sh"
+        script = f"/etc/ascent/{process['name']}.sh"
         return {
             "name": f"ascent-{self.cluster}-{process['name']}",
             "image": engines.image_for(self.recipe["engine"]["image"], profile["image_suffix"], self.mirror),
@@ -484,7 +491,7 @@ class _Builder:
             "privileged": bool(given.get("privileged", False)),
             "restart_policy": given.get("restart_policy", "unless-stopped"),
             "script": script,
-            "command": ["bash", script],
+            "command": ["/bin/bash", script],
         }
 
     # -- what the fabric check wants to know ---------------------------------------------------------------------------
@@ -539,8 +546,10 @@ def _option(key: str, value: Any) -> List[List[str]]:
 def _variable(name: str, value: Any) -> Dict[str, Any]:
     """``/path:$NAME`` puts a path before the old value; anything else is taken literally."""
     text = str(value)
-    match = re.match(r"(.+):\$(?:%s|\{%s\})\Z" % (name, name), text)
-    return {"name": name, "prepend": match.group(1)} if match else {"name": name, "value": text}
+    for old in ("$" + name, "${" + name + "}"):
+        if text.endswith(":" + old) and len(text) > len(old) + 1:
+            return {"name": name, "prepend": text[: -len(old) - 1]}
+    return {"name": name, "value": text}
 
 
 def _mount(text: str) -> Dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Words and lines of shell scripts: quoting that a reader can follow and a shell can't misread.
+r"""Words and lines of shell scripts: quoting that a reader can follow and a shell can't misread.
 
 >>> word("expandable_segments:True"), word('{"a": 1}')
-('expandable_segments:True', '\\'{"a": 1}\\'')
+('expandable_segments:True', '\'{"a": 1}\'')
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ __all__ = ["command_lines", "export_line", "word"]
 import re
 from typing import Any, List, Mapping, Sequence
 
-#: Characters that no POSIX shell treats specially anywhere in a word. `~` and `=` are left out on purpose: a leading tilde
-#: expands, and `a=b` as the first word of a command is an assignment.
-_PLAIN = re.compile(r"[A-Za-z0-9_@%+:,./-]+\Z")
+#: Characters that no POSIX shell treats specially anywhere in a word. `~` and `=` are left out on purpose: a leading
+#: tilde expands, and `a=b` as the first word of a command is an assignment; an option may hold `=`.
+_PLAIN = re.compile(r"(?:[A-Za-z0-9_@%+:,./-]+|--?[A-Za-z0-9_@%+:,./=-]+)\Z")
 
 
 def word(text: str) -> str:

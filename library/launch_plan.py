@@ -1,0 +1,83 @@
+"""Documentation of the action plugin ``launch_plan``, which does all its work on the controller."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: launch_plan
+short_description: Plan a launch from inventory, recipe and catalogue
+description:
+  - Makes the launch plan of one whole cluster, also when the play is limited to some of its hosts. Contacts no host.
+  - Fails with all mistakes in inventory and recipe at once, each with file, line, key, value, what is allowed and fix.
+  - Runs as an action plugin on the controller; use it with C(run_once).
+author: Ascent maintainers
+options:
+  cluster:
+    description: The cluster's group. Default is the one group under C(clusters) that the play's hosts belong to.
+    type: str
+  recipe:
+    description: A name of C(recipes/) or the path of a recipe. Default is the hosts' variable C(recipe).
+    type: str
+  discover:
+    description:
+      - With C(allowed), hosts without C(node_ip), C(nic) or C(arch) whose facts (C(ascent_node)) aren't there yet are
+        no mistake; the plan is then null, C(needs_facts) true, and a second call after C(node_info) makes it.
+    type: str
+    choices: [allowed, refused]
+    default: refused
+  render_to:
+    description: Folder on the controller that gets all scripts, plan.json and plan.svg.
+    type: path
+attributes:
+  check_mode:
+    support: full
+    description: Writes nothing in check mode.
+  diff_mode:
+    support: full
+    description: Shows what changes in the files of C(render_to).
+  idempotent:
+    support: full
+    description: Files that are as planned are left alone.
+"""
+
+EXAMPLES = r"""
+- name: Plan the launch from inventory and recipe
+  launch_plan:
+    discover: allowed
+  run_once: true
+
+- name: Render every script without contacting a host
+  launch_plan:
+    recipe: qwen3.5-397b-a17b-w8a8-pd-1p1d-a3
+    render_to: /tmp/rendered
+  run_once: true
+"""
+
+RETURN = r"""
+ansible_facts:
+  description: C(ascent_plan), the plan (null if facts are needed first), and C(ascent_hosts), all hosts of the cluster.
+  returned: success
+  type: dict
+findings:
+  description: What is wrong or worth knowing, in the shape of docs/architecture.md.
+  returned: always
+  type: list
+  elements: dict
+needs_facts:
+  description: Whether the nodes have to be read before a plan can be made.
+  returned: always
+  type: bool
+record:
+  description: Files for the run record; C(plan.json).
+  returned: when there is a plan
+  type: dict
+rendered:
+  description: Paths of all files below C(render_to).
+  returned: when render_to is set
+  type: list
+  elements: str
+summary:
+  description: The plan as lines of a table for people.
+  returned: when there is a plan
+  type: list
+  elements: str
+"""

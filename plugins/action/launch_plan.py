@@ -1,0 +1,247 @@
+"""Action plugin ``launch_plan``: one plan for the whole cluster, made on the controller before any host is touched."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+from ascent.findings import failed, finding, sort_findings
+from ascent_controller import planning, render
+
+_ABSENT = ("ansible_host", "node_ip", "nic", "arch", "hardware", "pool")
+
+
+class ActionModule(ActionBase):
+    """Reads inventory, recipe and catalogue; sets ``ascent_plan`` and ``ascent_hosts``; writes files if asked to."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+    _VALID_ARGS = frozenset(("cluster", "discover", "recipe", "render_to"))
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Plan; fail with every mistake in one message."""
+        result = super().run(tmp, task_vars)
+        task_vars = task_vars or {}
+        _, arguments = self.validate_argument_spec(
+            {
+                "cluster": {"type": "str"},
+                "recipe": {"type": "str"},
+                "render_to": {"type": "path"},
+                "discover": {"type": "str", "choices": ["allowed", "refused"], "default": "refused"},
+            }
+        )
+        result.update({"changed": False, "findings": [], "needs_facts": False})
+        findings: list[dict[str, Any]] = []
+        cluster, names = self._cluster(arguments["cluster"], task_vars, findings)
+        hostvars = task_vars["hostvars"]
+        recipe = arguments["recipe"] or self._one_value("recipe", names, hostvars, cluster, findings)
+        if recipe is None or findings:
+            return self._ended(result, findings, None, names)
+        hosts = [self._host(name, hostvars) for name in names]
+        discover = arguments["discover"] == "allowed"
+        if discover and any(_incomplete(host) and not hostvars[name].get("ascent_node") for name, host in hosts):
+            # Mistakes that need no answer from a host are told now; the rest after the nodes were asked.
+            _, found = planning.prepare(
+                recipe, [_filled(host) for _, host in hosts], **self._settings(cluster, task_vars)
+            )
+            result["needs_facts"] = not failed(found)
+            return self._ended(result, found if failed(found) else [], None, names)
+        complete = [planning.complete_host(host, hostvars[name].get("ascent_node")) for name, host in hosts]
+        plan, findings = planning.prepare(recipe, complete, **self._settings(cluster, task_vars))
+        if plan is not None and arguments["render_to"]:
+            self._write(Path(arguments["render_to"]), plan, result)
+        return self._ended(result, findings, plan, names)
+
+    # -- inputs --------------------------------------------------------------------------------------------------------
+
+    def _settings(self, cluster: str, task_vars: Mapping[str, Any]) -> dict[str, Any]:
+        settings: dict[str, Any] = {
+            "cluster": cluster,
+            "mirror": self._text(task_vars.get("ascent_registry_mirror", "")),
+            "sources": [str(source) for source in task_vars.get("ansible_inventory_sources") or []],
+        }
+        cache = self._text(task_vars.get("ascent_cache_directory", ""))
+        return {**settings, "cache": cache} if cache else settings
+
+    def _text(self, value: Any) -> str:
+        return str(self._templar.template(value)) if value else ""
+
+    def _cluster(
+        self, given: str | None, task_vars: Mapping[str, Any], findings: list[dict[str, Any]]
+    ) -> tuple[str, list[str]]:
+        """The one cluster of this play, and all its hosts in inventory order, those outside the limit too."""
+        groups = task_vars["groups"]
+        if given is not None:
+            if given not in groups:
+                findings.append(
+                    finding(
+                        "cluster-unknown",
+                        "error",
+                        f"the inventory has no group {given!r}",
+                        evidence=f"cluster = {given}; allowed: {', '.join(_clusters(groups))}",
+                        fix="name a group under clusters",
+                    )
+                )
+                return given, []
+            return given, list(groups[given])
+        targets = task_vars.get("ansible_play_hosts_all") or [task_vars["inventory_hostname"]]
+        found = [name for name in _clusters(groups) if set(groups[name]) & set(targets)]
+        if len(found) != 1:
+            findings.append(
+                finding(
+                    "cluster-ambiguous",
+                    "error",
+                    f"this run covers {len(found)} clusters ({', '.join(found) or 'none'}); one at a time is planned",
+                    evidence=f"limit; allowed: one of {', '.join(_clusters(groups)) or 'no group under clusters'}",
+                    fix="add -l CLUSTER, with one of the groups under clusters in the inventory",
+                )
+            )
+            return "", []
+        return found[0], list(groups[found[0]])
+
+    def _one_value(
+        self, key: str, names: Iterable[str], hostvars: Any, cluster: str, findings: list[dict[str, Any]]
+    ) -> str | None:
+        values = {name: hostvars[name].get(key) for name in names}
+        distinct = sorted({str(value) for value in values.values() if value is not None})
+        if len(distinct) == 1 and None not in values.values():
+            return distinct[0]
+        if cluster and values:
+            findings.append(
+                finding(
+                    "recipe-unset" if not distinct else "recipe-differs",
+                    "error",
+                    f"cluster {cluster} has no {key}" if not distinct else f"hosts of {cluster} differ in {key}",
+                    evidence=f"inventory: {key} = {', '.join(distinct) or 'not set'}; allowed: one value",
+                    fix=f"set {key} in the vars of group {cluster}, or pass -e {key}=NAME_OR_PATH",
+                )
+            )
+        return None
+
+    @staticmethod
+    def _host(name: str, hostvars: Any) -> tuple[str, dict[str, Any]]:
+        given = {key: hostvars[name].get(key) for key in _ABSENT}
+        return name, {"name": name, **{key: str(value) for key, value in given.items() if value is not None}}
+
+    # -- outputs -------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _ended(
+        result: dict[str, Any], findings: list[dict[str, Any]], plan: dict[str, Any] | None, names: list[str]
+    ) -> dict[str, Any]:
+        findings = sort_findings([{**item, "stage": item["stage"] or "plan"} for item in findings])
+        result["findings"] = findings
+        if failed(findings):
+            result["failed"] = True
+            result["msg"] = _message(findings)
+            return result
+        result["ansible_facts"] = {"ascent_plan": plan, "ascent_hosts": names}
+        if plan is not None:
+            result["record"] = {"plan.json": plan}
+            result["summary"] = _summary(plan)
+        return result
+
+    def _write(self, folder: Path, plan: Mapping[str, Any], result: dict[str, Any]) -> None:
+        """Bring ``folder`` to what the plan says; scripts of ours that the plan no longer has go away."""
+        wanted = render.tree(plan)
+        diffs = []
+        changed = False
+        for path, text in sorted(wanted.items()):
+            file = folder / path
+            old = file.read_text(encoding="utf-8") if file.is_file() else None
+            if old == text:
+                continue
+            if file.suffix != ".svg":  # a picture's text is nothing to read; plan.json shows the same change
+                header = {"before_header": str(file), "after_header": str(file)}
+                diffs.append({"before": old or "", "after": text, **header})
+            changed = True
+            if not self._task.check_mode:
+                _replace(file, text, 0o755 if file.suffix == ".sh" else 0o644)
+        for file in sorted(folder.glob("*/*.sh")):
+            if str(file.relative_to(folder)) in wanted:
+                continue
+            old = file.read_text(encoding="utf-8", errors="replace")
+            if render.FINGERPRINT in old.splitlines():
+                diffs.append({"before": old, "after": "", "before_header": str(file), "after_header": "/dev/null"})
+                changed = True
+                if not self._task.check_mode:
+                    file.unlink()
+        result["changed"] = changed
+        result["rendered"] = sorted(wanted)
+        if self._task.diff:
+            result["diff"] = diffs
+
+
+def _clusters(groups: Mapping[str, Iterable[str]]) -> list[str]:
+    """Groups that are clusters: those below ``clusters`` that no other group below it contains."""
+    inside = set(groups.get("clusters", ()))
+    below = {
+        name: set(hosts)
+        for name, hosts in groups.items()
+        if name not in ("all", "ungrouped", "clusters") and hosts and set(hosts) <= inside
+    }
+    return [name for name, hosts in below.items() if not any(hosts < other for other in below.values())]
+
+
+def _incomplete(host: Mapping[str, Any]) -> bool:
+    return any(not host.get(key) for key in ("node_ip", "nic", "arch"))
+
+
+def _filled(host: Mapping[str, Any]) -> dict[str, Any]:
+    """A host with stand-ins for what only the node can tell; the plan made with them is thrown away."""
+    return {**dict.fromkeys(("node_ip", "nic", "arch"), f"unknown-{host['name']}"), **host}
+
+
+def _message(findings: Iterable[Mapping[str, Any]]) -> str:
+    """Every finding that stops the run, one paragraph each: what, where, value and allowed, what to do."""
+    errors = [item for item in findings if item["severity"] == "error"]
+    lines = [f"The inventory or the recipe can't work; no host was touched. {len(errors)} to correct:"]
+    for number, item in enumerate(errors, 1):
+        place = f"{item['host']}: " if item["host"] and item["host"] not in item["summary"] else ""
+        lines.append(f"{number}. {place}{item['summary']} [{item['id']}]")
+        if item["evidence"]:
+            lines.append(f"   at {item['evidence']}")
+        if item["fix"]:
+            lines.append(f"   fix: {item['fix']}")
+    return "\n".join(lines)
+
+
+def _summary(plan: Mapping[str, Any]) -> list[str]:
+    """The plan as a small table: one line a process, then the endpoint."""
+    rows = [("HOST", "PROCESS", "DEVICES", "RANKS", "LISTENS ON")]
+    for process in plan["processes"]:
+        devices = process["devices"]
+        parallel = process["parallel"]
+        ranks = "-"
+        if parallel:
+            first, count = parallel["start_rank"], parallel["data_local"]
+            span = f"{first}-{first + count - 1}" if count > 1 else str(first)
+            ranks = f"{span} of {parallel['data']}, tp {parallel['tensor']}"
+        ports = ", ".join(
+            f"{port['name']} {port['first']}" + (f"-{port['first'] + port['count'] - 1}" if port["count"] > 1 else "")
+            for port in process["ports"]
+        )
+        shown = f"{devices[0]}-{devices[-1]}" if devices else "-"
+        rows.append((process["host"], process["name"], shown, ranks, ports))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [f"{plan['recipe']} on {plan['cluster']}: {plan['endpoint']['url']}", *table]
+
+
+def _replace(file: Path, text: str, mode: int) -> None:
+    """Write beside the file, then rename: a reader sees the old text or the new one, never half of either."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.chmod(name, mode)
+        os.replace(name, file)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,357 @@
+"""Reads recipes, catalogue and inventory files, and remembers the file and line of every key.
+
+Everything that is wrong with a file comes back as findings; nothing here raises for bad input.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ROOT", "Document", "Inputs", "host_positions", "load", "read_yaml"]
+
+import functools
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from ascent.engines import image_version
+from ascent.findings import finding
+from ascent.mistakes import as_finding, closest, mistake
+
+#: The project's root: catalogue and recipes are found from here, wherever Ansible was started.
+ROOT = Path(__file__).resolve().parents[3]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as the core schema has it: only true and false are booleans, so a key may be called ``on``."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [entry for entry in entries if entry[0] != "tag:yaml.org,2002:bool"]
+    for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), list("tTfF")
+)
+
+
+@dataclass
+class Document:
+    """One YAML file: its data, ``file:line`` by dotted key path, and what was wrong with it."""
+
+    data: Any = None
+    positions: dict[str, str] = field(default_factory=dict)
+    findings: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class Inputs:
+    """All that planner and rules need from files. ``recipe`` is None when there is none to plan from."""
+
+    recipe: dict[str, Any] | None = None
+    hardware: dict[str, dict[str, Any]] = field(default_factory=dict)
+    model: dict[str, Any] | None = None
+    options: list[str] | None = None
+    positions: dict[str, str] = field(default_factory=dict)
+    findings: list[dict[str, Any]] = field(default_factory=list)
+
+
+def load(recipe: str, root: Path = ROOT) -> Inputs:
+    """Recipe by name or path, with the hardware profiles, the model's facts and the engine's option table.
+
+    Keys of the recipe that break its schema are reported and taken out, so that the rules can go on and find the rest.
+    """
+    inputs = Inputs()
+    for path in sorted((root / "catalog" / "hardware").glob("*.yml")):
+        document = read_yaml(path, root)
+        inputs.findings += document.findings + _check_schema(document, "hardware", _schema(root, "catalog/hardware"))
+        if isinstance(document.data, dict) and "name" in document.data:
+            inputs.hardware[document.data["name"]] = document.data
+    path_of_recipe = _find_recipe(recipe, root, inputs)
+    if path_of_recipe is None:
+        return inputs
+    document = read_yaml(path_of_recipe, root)
+    inputs.findings += document.findings
+    if not isinstance(document.data, dict):
+        if not document.findings:
+            file = _shown(path_of_recipe, root)
+            inputs.findings.append(
+                finding(
+                    "recipe-schema",
+                    "error",
+                    f"{file} is not a recipe: it holds no keys",
+                    evidence=f"{file}:1: the file; allowed: a mapping with name, model, engine, hardware and pools",
+                    fix="start from one of the files in recipes/",
+                )
+            )
+        return inputs
+    inputs.positions = {f"recipe:{key}": place for key, place in document.positions.items()}
+    inputs.positions["recipe:"] = f"{_shown(path_of_recipe, root)}:1"
+    broken = _check_schema(document, "recipe", _schema(root, "recipes/schema.json"), prune=True)
+    inputs.findings += broken
+    inputs.recipe = document.data
+    inputs.model, wrong = _model_facts(document.data, root)
+    inputs.findings += wrong
+    inputs.options = _option_table(document.data, root)
+    return inputs
+
+
+def read_yaml(path: Path, root: Path = ROOT) -> Document:
+    """One YAML file with positions. A duplicate key and a syntax error are findings, not exceptions."""
+    document = Document()
+    shown = _shown(path, root)
+    loader = None
+    try:
+        loader = _Loader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        if node is not None:
+            document.findings += list(_walk(node, "", shown, document.positions))
+            document.data = loader.construct_document(node)
+    except (OSError, UnicodeDecodeError) as error:
+        document.findings.append(
+            finding("file-unreadable", "error", f"{shown} can't be read: {error}", evidence=shown, fix="check the file")
+        )
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{shown}:{mark.line + 1}" if mark else shown
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        document.findings.append(
+            finding("yaml-syntax", "error", f"{place}: {problem}", evidence=place, fix="correct the YAML at this line")
+        )
+    finally:
+        if loader is not None:
+            loader.dispose()
+    return document
+
+
+def host_positions(sources: Iterable[str], hosts: Iterable[str], root: Path = ROOT) -> dict[str, str]:
+    """``file:line`` of hosts and their variables, as far as the inventory's own files say: ``host:a3-01.node_ip``."""
+    wanted = set(hosts)
+    positions: dict[str, str] = {}
+    for source in sources:
+        path = Path(source)
+        paths = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        for file in paths:
+            if not file.is_file() or file.suffix not in (".yml", ".yaml", ".ini", ""):
+                continue
+            if file.suffix in (".yml", ".yaml"):
+                for key, place in read_yaml(file, root).positions.items():
+                    for match in re.finditer(r"(?:^|\.)hosts\.", key):
+                        rest = key[match.end() :]
+                        name = next((host for host in wanted if rest == host or rest.startswith(host + ".")), None)
+                        if name is not None:
+                            positions.setdefault("host:" + rest, place)
+            else:
+                _ini_positions(file, wanted, positions, root)
+    return positions
+
+
+def _ini_positions(file: Path, wanted: set[str], positions: dict[str, str], root: Path) -> None:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return
+    for number, line in enumerate(lines, 1):
+        words = line.split()
+        if words and words[0] in wanted:
+            place = f"{_shown(file, root)}:{number}"
+            positions.setdefault(f"host:{words[0]}", place)
+            for word in words[1:]:
+                positions.setdefault(f"host:{words[0]}.{word.partition('=')[0]}", place)
+
+
+def _walk(node: yaml.Node, path: str, shown: str, positions: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """Record every key's line below ``node``; yield a finding for every key that is written twice."""
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            line = key_node.start_mark.line + 1
+            here = f"{path}.{key}" if path else key
+            if key in seen and key_node.tag != "tag:yaml.org,2002:merge":
+                yield finding(
+                    "yaml-duplicate-key",
+                    "error",
+                    f"{here} is written twice; YAML would silently keep the second",
+                    evidence=f"{shown}:{line}: {here}; allowed: once (first at line {seen[key]})",
+                    fix=f"remove one of the two at lines {seen[key]} and {line}",
+                )
+            seen.setdefault(key, line)
+            positions[here] = f"{shown}:{line}"
+            yield from _walk(value_node, here, shown, positions)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            here = f"{path}.{index}" if path else str(index)
+            positions[here] = f"{shown}:{item.start_mark.line + 1}"
+            yield from _walk(item, here, shown, positions)
+
+
+def _shown(path: Path, root: Path) -> str:
+    """The path as an operator would type it: relative to the project where it lies inside."""
+    try:
+        return str(path.resolve().relative_to(root.resolve()))
+    except ValueError:
+        return str(path)
+
+
+def _find_recipe(recipe: str, root: Path, inputs: Inputs) -> Path | None:
+    """A name without a slash is looked up in recipes/; anything else is a path."""
+    known = sorted(path.stem for path in (root / "recipes").glob("*.yml"))
+    if recipe in known:
+        return root / "recipes" / f"{recipe}.yml"
+    path = Path(recipe)
+    if path.suffix in (".yml", ".yaml") and path.is_file():
+        return path
+    near = closest(recipe, known)
+    inputs.findings.append(
+        as_finding(
+            mistake(
+                "recipe-unknown",
+                f"there is no recipe {recipe!r}" + (f"; did you mean {near[0]}?" if near else ""),
+                key="inventory:recipe",
+                value=recipe,
+                allowed=", ".join(near or known) + ", or the path of a .yml file",
+                fix=f"set recipe: {near[0]}" if near else "set recipe to one of the names, or to a file",
+            )
+        )
+    )
+    return None
+
+
+@functools.cache
+def _schema(root: Path, name: str) -> Mapping[str, Any]:
+    path = root / name
+    if path.is_dir():
+        path = path / "schema.json"
+    schema: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return schema
+
+
+def _check_schema(
+    document: Document, kind: str, schema: Mapping[str, Any], *, prune: bool = False
+) -> list[dict[str, Any]]:
+    """One finding per broken key, with its position; ``prune`` takes the broken keys out of the data."""
+    validator = jsonschema.Draft202012Validator(schema)
+    errors = sorted(validator.iter_errors(document.data), key=lambda error: [str(part) for part in error.absolute_path])
+    positions = {f"{kind}:{key}": place for key, place in document.positions.items()}
+    findings = []
+    cuts: list[list[Any]] = []
+    for error in errors:
+        path = list(error.absolute_path)
+        for item, cut in _mistakes_of(error, path, kind):
+            findings.append(as_finding(item, positions))
+            cuts.append(cut)
+    if prune:
+        # Deepest and last first, so that a cut in a list does not move the next one.
+        for cut in sorted(cuts, key=lambda cut: (len(cut), str(cut)), reverse=True):
+            _cut(document.data, cut)
+    return findings
+
+
+def _mistakes_of(
+    error: jsonschema.ValidationError, path: list[Any], kind: str
+) -> Iterator[tuple[dict[str, Any], list[Any]]]:
+    """A schema error in the operator's words: unknown keys, missing keys, wrong values."""
+    rule = f"{kind}-schema"
+    schema: Mapping[str, Any] = error.schema if isinstance(error.schema, Mapping) else {}
+    instance: Any = error.instance
+    wanted: Any = error.validator_value
+    dotted = ".".join(str(part) for part in path)
+    if error.validator == "additionalProperties":
+        known = list(schema.get("properties", {}))
+        for key in sorted(set(instance) - set(known), key=str):
+            near = closest(str(key), known, 1)
+            here = f"{dotted}.{key}" if dotted else str(key)
+            yield (
+                mistake(
+                    rule,
+                    f"{here} is not a key of a {kind}" + (f"; did you mean {near[0]}?" if near else ""),
+                    key=f"{kind}:{here}",
+                    value=instance[key],
+                    allowed=", ".join(known),
+                    fix=f"write {near[0]}" if near else "remove it, or move it to args or env if the engine knows it",
+                ),
+                [*path, key],
+            )
+    elif error.validator == "required":
+        for key in wanted:
+            if key not in instance:
+                here = f"{dotted}.{key}" if dotted else key
+                meaning = schema.get("properties", {}).get(key, {}).get("description", "a value")
+                yield (
+                    mistake(
+                        rule, f"{here} is missing", key=f"{kind}:{here}", allowed=meaning, fix=f"add {key}: to the file"
+                    ),
+                    [*path, key],
+                )
+    else:
+        meaning = schema.get("description", "")
+        allowed = {
+            "enum": lambda: ", ".join(str(value) for value in wanted),
+            "type": lambda: f"type {wanted}",
+            "minimum": lambda: f"{wanted} or more",
+            "maximum": lambda: f"{wanted} or less",
+            "pattern": lambda: f"text that matches {wanted}",
+            "minProperties": lambda: f"{wanted} or more keys",
+        }.get(str(error.validator), lambda: error.message)()
+        yield (
+            mistake(
+                rule,
+                f"{dotted or 'the file'} has a value that doesn't fit",
+                key=f"{kind}:{dotted}",
+                value=instance,
+                allowed=allowed + (f" ({meaning})" if meaning else ""),
+                fix="correct the value",
+            ),
+            path,
+        )
+
+
+def _cut(data: Any, path: list[Any]) -> None:
+    for part in path[:-1]:
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            return
+    if path and isinstance(data, (dict, list)):
+        try:
+            del data[path[-1]]
+        except (KeyError, IndexError, TypeError):
+            return
+
+
+def _model_facts(recipe: Mapping[str, Any], root: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """What the catalogue knows of the recipe's model: the family's facts with the variant's over them."""
+    wanted = (recipe.get("model") or {}).get("id")
+    findings: list[dict[str, Any]] = []
+    found: dict[str, Any] | None = None
+    for path in sorted((root / "catalog" / "models").glob("*.yml")):
+        document = read_yaml(path, root)
+        broken = document.findings + _check_schema(document, "model", _schema(root, "catalog/models"))
+        findings += broken
+        if broken or not isinstance(document.data, dict):
+            continue
+        for variant in document.data["variants"]:
+            if variant["id"] == wanted:
+                family = {key: value for key, value in document.data.items() if key != "variants"}
+                found = {**family, **variant}
+    return found, findings
+
+
+def _option_table(recipe: Mapping[str, Any], root: Path) -> list[str] | None:
+    """Option names of the recipe's engine release, if the catalogue has a table for it (catalog/engine_options/)."""
+    engine = recipe.get("engine") or {}
+    version = engine.get("version") or image_version(str(engine.get("image", "")))
+    if version is None:
+        return None
+    # vLLM-Ascend releases carry the vLLM of the same number; candidates and patches of it share its options.
+    match = re.match(r"v?(\d+\.\d+)", version)
+    path = root / "catalog" / "engine_options" / f"vllm-{match.group(1) if match else version}.json"
+    if not path.is_file():
+        return None
+    options = json.loads(path.read_text(encoding="utf-8"))["options"]
+    return [name for option in options for name in (option["name"], *option["aliases"])]

@@ -1,0 +1,99 @@
+"""From a plan to files: scripts, plan.json and the picture. Pure; nothing is read but the templates beside the role."""
+
+from __future__ import annotations
+
+__all__ = ["FINGERPRINT", "MANAGED", "files", "tree"]
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from ascent import shell
+from ascent_controller import plan_picture
+
+#: First lines of every generated file, by which its owner can be told.
+MANAGED = "Ansible managed: made by Ascent from a recipe; change the recipe, not this file"
+FINGERPRINT = "# ascent:generation"
+
+_TEMPLATES = Path(__file__).resolve().parents[3] / "roles" / "generation" / "templates"
+
+
+def files(plan: Mapping[str, Any], host: str | None = None) -> dict[str, dict[str, str]]:
+    """The scripts of a plan by host and file name; of one ``host`` only if it is named.
+
+    Every process gives ``<process>.sh``, which runs inside the image, and ``<process>.docker.sh``, which runs that one
+    in a container by hand. Hosts without a process are there with an empty mapping. The same plan gives the same bytes.
+    """
+    result: dict[str, dict[str, str]] = {name: {} for name in plan["hosts"] if host in (None, name)}
+    for process in plan["processes"]:
+        if process["host"] not in result:
+            continue
+        here = result[process["host"]]
+        here[f"{process['name']}.sh"] = _template("process.sh.j2").render(
+            managed=MANAGED,
+            plan=plan,
+            process=process,
+            role=_role(process),
+            command="\n".join(shell.command_lines(process["argv"], prefix="exec ")),
+        )
+        here[f"{process['name']}.docker.sh"] = _template("docker.sh.j2").render(
+            managed=MANAGED, plan=plan, process=process, command=_docker_run(process)
+        )
+    return result
+
+
+def tree(plan: Mapping[str, Any]) -> dict[str, str]:
+    """All files of a rendered folder by relative path: the hosts' scripts, ``plan.json`` and ``plan.svg``."""
+    result = {f"{host}/{name}": text for host, texts in files(plan).items() for name, text in texts.items()}
+    result["plan.json"] = json.dumps(plan, indent=2, ensure_ascii=False) + "\n"
+    result["plan.svg"] = plan_picture.svg(plan)
+    return result
+
+
+@functools.cache
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(  # noqa: S701 - shell scripts, quoted by ascent.shell; HTML escaping would break them
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["word"] = shell.word
+    environment.filters["export_line"] = shell.export_line
+    return environment.get_template(name)
+
+
+def _role(process: Mapping[str, Any]) -> str:
+    """One line that tells a reader of the script what this process is."""
+    parallel = process["parallel"]
+    if parallel is None:
+        return "the router that clients talk to"
+    first = parallel["start_rank"]
+    last = first + parallel["data_local"] - 1
+    ranks = f"data parallel rank {first}" if first == last else f"data parallel ranks {first} to {last}"
+    return f"{process['kind']} of {process['role']} instance {process['instance']}, {ranks} of {parallel['data']}"
+
+
+def _docker_run(process: Mapping[str, Any]) -> str:
+    container = process["container"]
+    options: list[list[str]] = [
+        ["docker", "run", "--rm"],
+        ["--name", container["name"]],
+        [f"--net={container['network']}"],
+        [f"--shm-size={container['shm_size']}"],
+    ]
+    if container["privileged"]:
+        options.append(["--privileged=true"])
+    options += [["--device", device] for device in container["devices"]]
+    for mount in container["mounts"]:
+        mode = ":ro" if mount["read_only"] else ""
+        options.append(["-v", f"{mount['source']}:{mount['target']}{mode}"])
+    lines = shell.command_lines(options)
+    script = f'    -v "$here"/{shell.word(process["name"])}.sh:{shell.word(container["script"])}:ro'
+    image = "    " + " ".join(shell.word(part) for part in [container["image"], *container["command"]])
+    return " \\\n".join([*(line.removesuffix(" \\") for line in lines), script, image])

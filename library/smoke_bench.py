@@ -1,0 +1,137 @@
+#!/usr/bin/python
+"""Thin module around ascent.bench."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: smoke_bench
+short_description: Load an endpoint briefly and report latency and throughput
+description:
+  - Sends streamed completions with real concurrency after a warm-up, and reports TTFT, TPOT, ITL, E2E (mean, p50, p90,
+    p99, in milliseconds), tokens per second and goodput. Tokens are counted by the engine's own usage figures.
+  - The load is small but real, so it also runs in check mode only if O(run_in_check_mode) says so.
+options:
+  url:
+    description: Base URL of the endpoint, without a path.
+    type: str
+    required: true
+  model:
+    description: Name under which the model is served.
+    type: str
+    required: true
+  concurrency: {description: Requests under way at a time, type: int, default: 8}
+  requests: {description: Requests that count, type: int, default: 32}
+  input_tokens: {description: Length of a prompt in words of about one token each, type: int, default: 128}
+  output_tokens: {description: Tokens asked for, type: int, default: 64}
+  warmup: {description: Requests before the measurement; by default as many as run at a time, type: int}
+  seed: {description: The same seed makes the same prompts, type: int, default: 0}
+  timeout: {description: Seconds for one request, type: float, default: 600}
+  slo:
+    description: Limits for goodput, any of C(ttft_ms), C(tpot_ms), C(e2e_ms).
+    type: dict
+    default: {}
+  simulated_url:
+    description: Version pages of the engines; one that calls itself simulated marks the result.
+    type: list
+    elements: str
+    default: []
+  reference:
+    description: Reference figures of the recipe, to be compared where the conditions are the same.
+    type: dict
+    default: {}
+  run_in_check_mode:
+    description: Whether check mode sends the load as well.
+    type: bool
+    default: false
+  api_key:
+    description: Bearer token, if the endpoint wants one.
+    type: str
+author: [Ascent]
+attributes:
+  check_mode: {support: full}
+  diff_mode: {support: none}
+  idempotent: {support: full}
+"""
+
+EXAMPLES = r"""
+- name: Measure the endpoint
+  smoke_bench:
+    url: http://192.0.2.11:8010
+    model: qwen3.5
+    concurrency: 8
+    requests: 32
+    slo: {ttft_ms: 2000, tpot_ms: 50}
+    simulated_url: [http://192.0.2.12:30050/version]
+"""
+
+RETURN = r"""
+result:
+  description: Conditions and figures; null in check mode.
+  returned: always
+  type: dict
+table:
+  description: The figures as rows of text, header first.
+  returned: always
+  type: list
+  elements: list
+findings:
+  description: Failed requests (error) and comparisons with the reference (info).
+  returned: always
+  type: list
+  elements: dict
+"""
+
+from ansible.module_utils.ascent import bench
+from ansible.module_utils.basic import AnsibleModule
+
+
+def main() -> None:
+    """Measure, judge, return."""
+    module = AnsibleModule(
+        argument_spec={
+            "url": {"type": "str", "required": True},
+            "model": {"type": "str", "required": True},
+            "concurrency": {"type": "int", "default": 8},
+            "requests": {"type": "int", "default": 32},
+            "input_tokens": {"type": "int", "default": 128},
+            "output_tokens": {"type": "int", "default": 64},
+            "warmup": {"type": "int"},
+            "seed": {"type": "int", "default": 0},
+            "timeout": {"type": "float", "default": 600},
+            "slo": {"type": "dict", "default": {}},
+            "simulated_url": {"type": "list", "elements": "str", "default": []},
+            "reference": {"type": "dict", "default": {}},
+            "run_in_check_mode": {"type": "bool", "default": False},
+            "api_key": {"type": "str", "no_log": True},
+        },
+        supports_check_mode=True,
+    )
+    given = module.params
+    for name in ("concurrency", "requests", "input_tokens", "output_tokens"):
+        if given[name] < 1:
+            module.fail_json(msg=f"{name} is {given[name]}; wanted 1 or more")
+    unknown = sorted(set(given["slo"]) - {"ttft_ms", "tpot_ms", "e2e_ms"})
+    if unknown:
+        module.fail_json(msg=f"slo has {', '.join(unknown)}; wanted ttft_ms, tpot_ms or e2e_ms")
+    if module.check_mode and not given["run_in_check_mode"]:
+        module.exit_json(changed=False, result=None, table=[], findings=[])
+    result = bench.run(
+        given["url"],
+        given["model"],
+        concurrency=given["concurrency"],
+        requests=given["requests"],
+        input_tokens=given["input_tokens"],
+        output_tokens=given["output_tokens"],
+        warmup=given["warmup"],
+        seed=given["seed"],
+        timeout=given["timeout"],
+        slo={name: float(limit) for name, limit in given["slo"].items()},
+        simulated_urls=given["simulated_url"],
+        api_key=given["api_key"],
+    )
+    findings = bench.judge(result) + bench.compare(given["reference"], result)
+    module.exit_json(changed=False, result=result, table=bench.table(result), findings=findings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,324 @@
+"""A small load generator for an OpenAI-compatible endpoint: threads, streamed answers, and the usual figures.
+
+Terms, all in milliseconds: **TTFT** from sending the request to the first words; **TPOT** the time of the tokens after
+the first, divided by their count; **ITL** the gap between two chunks; **E2E** from sending to the last words. An
+engine with speculative decoding puts several tokens into one chunk, so tokens are counted by the engine's ``usage`` and
+never by chunks: then ITL is a property of the stream and TPOT is the speed.
+"""
+
+from __future__ import annotations
+
+__all__ = ["compare", "is_simulated", "judge", "percentile", "prompts", "run", "summarize", "table"]
+
+import queue
+import random
+import threading
+import time
+from typing import Any, Dict, List, Mapping, Optional, Sequence
+
+from .client import ClientError, events, request
+from .findings import finding
+
+METRICS = ("ttft_ms", "tpot_ms", "itl_ms", "e2e_ms")
+_STAGE = "check"
+# Common words that most tokenizers keep whole, so that N words are about N tokens. The engine's count is reported.
+_WORDS = [
+    "time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state",
+    "family", "student", "group", "country", "problem", "hand", "part", "place", "case", "week", "company",
+    "system", "program", "question", "work", "government", "number", "night", "point", "home", "water", "room",
+    "mother", "area", "money", "story", "fact", "month", "lot", "right", "study", "book", "eye", "job", "word",
+    "business", "issue", "side", "kind", "head", "house", "service", "friend", "father", "power", "hour", "game",
+    "line", "end", "member", "law", "car", "city", "name", "team", "minute", "idea", "body", "back", "parent",
+    "face", "level", "office", "door",
+]  # fmt: skip
+
+
+def prompts(count: int, tokens: int, seed: int = 0) -> List[str]:
+    """``count`` different prompts of ``tokens`` words; the same for the same seed, so that two runs ask the same."""
+    source = random.Random(seed)  # noqa: S311 - load, not secrets
+    return [" ".join(source.choice(_WORDS) for _ in range(max(1, tokens))) for _ in range(count)]
+
+
+def percentile(values: Sequence[float], share: float) -> Optional[float]:
+    """The value below which ``share`` percent lie, with linear interpolation between neighbours; None without values.
+
+    >>> percentile([1.0, 2.0, 3.0, 4.0], 50)
+    2.5
+    """
+    if not values:
+        return None
+    ordered = sorted(values)
+    position = (len(ordered) - 1) * share / 100
+    low = int(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+
+def _one(url: str, body: Mapping[str, Any], timeout: float, api_key: Optional[str]) -> Dict[str, Any]:
+    """Times of one streamed request: ``{ok, error, start, end, arrivals, prompt_tokens, completion_tokens}``."""
+    record: Dict[str, Any] = {"ok": False, "error": None, "prompt_tokens": 0, "completion_tokens": 0, "arrivals": []}
+    record["start"] = start = time.monotonic()
+    try:
+        for arrival, event in events(url, body, timeout=timeout, deadline=start + timeout, api_key=api_key):
+            if event.get("choices") and event["choices"][0].get("text"):
+                record["arrivals"].append(arrival)
+            if event.get("usage"):
+                record["prompt_tokens"] = int(event["usage"].get("prompt_tokens") or 0)
+                record["completion_tokens"] = int(event["usage"].get("completion_tokens") or 0)
+    except ClientError as error:
+        record["error"] = str(error)
+    except (AttributeError, TypeError, ValueError) as error:
+        record["error"] = f"{url}: event of an unknown shape: {error}"
+    record["end"] = time.monotonic()
+    if record["error"] is None and not record["arrivals"]:
+        record["error"] = f"{url}: the stream had no words"
+    elif record["error"] is None and not record["completion_tokens"]:
+        record["error"] = f"{url}: the stream had no usage, so tokens can't be counted"
+    record["ok"] = record["error"] is None
+    return record
+
+
+class _Gauge:
+    """How many requests are under way, and the most there ever were."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._now = 0
+        self.highest = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._now += 1
+            self.highest = max(self.highest, self._now)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._now -= 1
+
+
+def _load(
+    url: str, bodies: Sequence[Mapping[str, Any]], concurrency: int, timeout: float, api_key: Optional[str]
+) -> Dict[str, Any]:
+    """Send all requests, ``concurrency`` at a time: ``{"records", "seconds", "max_in_flight"}``."""
+    waiting: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
+    for body in bodies:
+        waiting.put(body)
+    records: List[Dict[str, Any]] = []
+    gauge = _Gauge()
+
+    def work() -> None:
+        while True:
+            try:
+                body = waiting.get_nowait()
+            except queue.Empty:
+                return
+            with gauge:
+                records.append(_one(url, body, timeout, api_key))
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(concurrency, len(bodies)))]
+    start = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return {"records": records, "seconds": time.monotonic() - start, "max_in_flight": gauge.highest}
+
+
+def _figures(record: Mapping[str, Any]) -> Dict[str, Optional[float]]:
+    arrivals = record["arrivals"]
+    later_tokens = record["completion_tokens"] - 1
+    return {
+        "ttft_ms": (arrivals[0] - record["start"]) * 1000,
+        "e2e_ms": (arrivals[-1] - record["start"]) * 1000,
+        "tpot_ms": (arrivals[-1] - arrivals[0]) * 1000 / later_tokens if later_tokens > 0 else None,
+    }
+
+
+def _distribution(values: Sequence[float]) -> Dict[str, Optional[float]]:
+    def rounded(value: Optional[float]) -> Optional[float]:
+        return None if value is None else round(value, 3)
+
+    return {
+        "mean": rounded(sum(values) / len(values)) if values else None,
+        **{f"p{share}": rounded(percentile(values, share)) for share in (50, 90, 99)},
+    }
+
+
+def summarize(
+    records: Sequence[Mapping[str, Any]], seconds: float, slo: Optional[Mapping[str, float]] = None
+) -> Dict[str, Any]:
+    """Figures over finished requests: distributions, tokens per second, and goodput against ``slo``.
+
+    ``slo`` maps metric names (``ttft_ms``, ``tpot_ms``, ``e2e_ms``) to their limits; goodput is then the requests per
+    second that kept all of them, else None. Failed requests count as errors and in nothing else.
+    """
+    good = [record for record in records if record["ok"]]
+    figures = [_figures(record) for record in good]
+    values: Dict[str, List[float]] = {
+        name: [float(one[name] or 0) for one in figures if one[name] is not None]
+        for name in ("ttft_ms", "tpot_ms", "e2e_ms")
+    }
+    values["itl_ms"] = [
+        (after - before) * 1000 for record in good for before, after in zip(record["arrivals"], record["arrivals"][1:])
+    ]
+    prompt_tokens = sum(record["prompt_tokens"] for record in good)
+    completion_tokens = sum(record["completion_tokens"] for record in good)
+    kept = [one for one in figures if all((one.get(name) or 0.0) <= limit for name, limit in (slo or {}).items())]
+
+    def per_second(amount: float) -> float:
+        return round(amount / seconds, 3) if seconds > 0 else 0.0
+
+    return {
+        "completed": len(good),
+        "errors": len(records) - len(good),
+        "error_samples": sorted({record["error"] for record in records if not record["ok"]})[:5],
+        "seconds": round(seconds, 3),
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "request_throughput": per_second(len(good)),
+        "output_throughput": per_second(completion_tokens),
+        "total_throughput": per_second(prompt_tokens + completion_tokens),
+        "goodput": per_second(len(kept)) if slo else None,
+        "slo": dict(slo) if slo else None,
+        **{name: _distribution(values[name]) for name in METRICS},
+    }
+
+
+def is_simulated(urls: Sequence[str], timeout: float = 5, api_key: Optional[str] = None) -> bool:
+    """Whether any version page says that its engine is a simulator, in its answer or by ``X-Ascent-Simulated``."""
+    return any(_simulated(url, timeout, api_key) for url in urls)
+
+
+def _simulated(url: str, timeout: float, api_key: Optional[str]) -> bool:
+    try:
+        answer = request("GET", url, timeout=timeout, api_key=api_key)
+        if answer.headers.get("x-ascent-simulated"):
+            return True
+        value = answer.json()
+    except ClientError:
+        return False
+    return isinstance(value, dict) and (
+        bool(value.get("simulated")) or "simul" in str(value.get("version", "")).lower()
+    )
+
+
+def run(
+    url: str,
+    model: str,
+    *,
+    concurrency: int = 8,
+    requests: int = 32,
+    input_tokens: int = 128,
+    output_tokens: int = 64,
+    warmup: Optional[int] = None,
+    seed: int = 0,
+    timeout: float = 600,
+    slo: Optional[Mapping[str, float]] = None,
+    simulated_urls: Sequence[str] = (),
+    api_key: Optional[str] = None,
+) -> Dict[str, Any]:
+    """Load the endpoint's completions: ``{"conditions", "simulated", "max_in_flight"}`` and what `summarize` gives.
+
+    ``warmup`` requests go first and are not counted (default: as many as run at a time): they compile graphs and open
+    links. Answers are asked to have exactly ``output_tokens``; engines that do not know ``ignore_eos`` may give fewer,
+    which the token counts show. ``timeout`` in seconds is for one request.
+    """
+    warmup = concurrency if warmup is None else warmup
+    bodies = [
+        {
+            "model": model,
+            "prompt": prompt,
+            "max_tokens": output_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        for prompt in prompts(warmup + requests, input_tokens, seed)
+    ]
+    address = url.rstrip("/") + "/v1/completions"
+    if warmup:
+        _load(address, bodies[:warmup], concurrency, timeout, api_key)
+    measured = _load(address, bodies[warmup:], concurrency, timeout, api_key)
+    return {
+        "conditions": {
+            "model": model,
+            "endpoint": url,
+            "concurrency": concurrency,
+            "requests": requests,
+            "input_tokens": input_tokens,
+            "output_tokens": output_tokens,
+            "warmup": warmup,
+            "seed": seed,
+        },
+        "simulated": is_simulated(simulated_urls, api_key=api_key),
+        "max_in_flight": measured["max_in_flight"],
+        **summarize(measured["records"], measured["seconds"], slo),
+    }
+
+
+def table(result: Mapping[str, Any]) -> List[List[str]]:
+    """Rows for printing, header first; the simulator's figures say so in the first cell."""
+
+    def cell(value: Optional[float]) -> str:
+        return "-" if value is None else f"{value:.1f}"
+
+    rows = [["simulated" if result.get("simulated") else "", "mean", "p50", "p90", "p99"]]
+    for name in METRICS:
+        label = f"{name.split('_')[0].upper()} (ms)"
+        rows.append([label, *(cell(result[name][column]) for column in ("mean", "p50", "p90", "p99"))])
+    rows.append(["output tokens/s", cell(result["output_throughput"]), "", "", ""])
+    rows.append(["total tokens/s", cell(result["total_throughput"]), "", "", ""])
+    if result.get("goodput") is not None:
+        rows.append(["goodput (requests/s)", cell(result["goodput"]), "", "", ""])
+    rows.append(["completed / errors", f"{result['completed']} / {result['errors']}", "", "", ""])
+    return rows
+
+
+def judge(result: Mapping[str, Any]) -> List[Dict[str, Any]]:
+    """Findings of a run by itself: requests that failed."""
+    if not result["errors"]:
+        return []
+    total = result["completed"] + result["errors"]
+    return [
+        finding(
+            "bench-errors",
+            "error",
+            f"{result['errors']} of {total} benchmark requests failed",
+            stage=_STAGE,
+            evidence="; ".join(result["error_samples"]),
+            cause="The endpoint drops or refuses requests under a load that the recipe says it takes.",
+            fix="Read the router's and the engines' logs of that minute: playbooks/logs.yml.",
+        )
+    ]
+
+
+def compare(reference: Mapping[str, Any], result: Mapping[str, Any]) -> List[Dict[str, Any]]:
+    """Findings (``info``) that set a result beside reference figures, where the conditions are the same.
+
+    ``reference`` is a row or ``{"rows": [row, ...]}``; a row is ``{"source", "conditions": {...}, "figures": {...}}``.
+    Conditions are keys of the result's ``conditions`` and all have to be equal; figures are metric names
+    (``ttft_ms`` compares means) or throughputs. A simulator's figures are never compared.
+    """
+    if result.get("simulated"):
+        return []
+    findings = []
+    for row in reference.get("rows") or ([reference] if reference.get("figures") else []):
+        wanted = row.get("conditions") or {}
+        if not wanted or any(result["conditions"].get(key) != value for key, value in wanted.items()):
+            continue
+        for name, expected in sorted((row.get("figures") or {}).items()):
+            measured = result.get(name)
+            value = measured.get("mean") if isinstance(measured, Mapping) else measured
+            if value is None or not expected:
+                continue
+            findings.append(
+                finding(
+                    "bench-reference",
+                    "info",
+                    f"{name}: {value:g}, {value / expected:.0%} of the reference {expected:g}",
+                    stage=_STAGE,
+                    evidence=f"reference: {row.get('source', 'recipe')}; same {', '.join(sorted(wanted))}",
+                )
+            )
+    return findings

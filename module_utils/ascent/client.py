@@ -1,0 +1,153 @@
+"""A small HTTP client for OpenAI-compatible endpoints: plain requests and server-sent events, on the standard library.
+
+It never uses a proxy: the engines are on the cluster's own network, and a proxy variable that catches their addresses
+is one of the commonest reasons for a health check that fails (fault D11).
+"""
+
+from __future__ import annotations
+
+__all__ = ["ClientError", "Response", "events", "request"]
+
+import http.client
+import json
+import socket
+import time
+from typing import Any, Dict, Iterator, Mapping, Optional, Tuple
+from urllib.parse import urlsplit
+
+from .errors import AscentError
+
+# An answer larger than this is no answer of an engine.
+_MAX_BODY = 64 * 1024 * 1024
+
+
+class ClientError(AscentError):
+    """No usable answer: refused, timed out, cut off, or not HTTP. ``status`` is set when a status line came first."""
+
+    def __init__(self, message: str, status: Optional[int] = None) -> None:
+        self.status = status
+        super().__init__(message)
+
+
+class Response:
+    """A whole answer: ``status``, ``headers`` (lower-case names), ``text``, ``seconds`` from connecting to the end."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], text: str, seconds: float) -> None:
+        self.status = status
+        self.headers = dict(headers)
+        self.text = text
+        self.seconds = seconds
+
+    def json(self) -> Any:
+        """The body as JSON; ClientError when it is none."""
+        try:
+            return json.loads(self.text)
+        except ValueError:
+            raise ClientError(f"expected JSON, got {self.text[:200]!r}", self.status) from None
+
+
+def _open(
+    method: str, url: str, body: Optional[Mapping[str, Any]], timeout: float, api_key: Optional[str]
+) -> Tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ClientError(f"{url!r} is not a URL: {error}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ClientError(f"{url!r} is not an http or https URL")
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname, port, timeout=timeout)
+    headers = {"Accept": "application/json, text/event-stream", "Connection": "close"}
+    if api_key:
+        headers["Authorization"] = f"Bearer {api_key}"
+    data = None
+    if body is not None:
+        data = json.dumps(body).encode()
+        headers["Content-Type"] = "application/json"
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    try:
+        connection.request(method, target, body=data, headers=headers)
+        return connection, connection.getresponse()
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _told(error: Exception, url: str, timeout: float) -> ClientError:
+    """An error of the network in the words of an operator."""
+    if isinstance(error, socket.timeout):
+        return ClientError(f"{url}: no answer within {timeout:g} s")
+    if isinstance(error, ConnectionRefusedError):
+        return ClientError(f"{url}: connection refused: nothing listens there")
+    text = str(error) or type(error).__name__
+    return ClientError(f"{url}: {text}")
+
+
+def request(
+    method: str,
+    url: str,
+    body: Optional[Mapping[str, Any]] = None,
+    *,
+    timeout: float = 30,
+    api_key: Optional[str] = None,
+) -> Response:
+    """One request and its whole answer, whatever its status. ``timeout`` in seconds bounds each wait for bytes.
+
+    Raises ClientError when no whole answer came.
+    """
+    start = time.monotonic()
+    try:
+        connection, response = _open(method, url, body, timeout, api_key)
+        try:
+            data = response.read(_MAX_BODY)
+        finally:
+            connection.close()
+    except (OSError, http.client.HTTPException) as error:
+        raise _told(error, url, timeout) from None
+    headers = {name.lower(): value for name, value in response.getheaders()}
+    return Response(response.status, headers, data.decode("utf-8", "replace"), time.monotonic() - start)
+
+
+def events(
+    url: str,
+    body: Mapping[str, Any],
+    *,
+    timeout: float = 30,
+    deadline: Optional[float] = None,
+    api_key: Optional[str] = None,
+) -> Iterator[Tuple[float, Dict[str, Any]]]:
+    """The events of a streamed answer as ``(monotonic time of arrival, data)``, ending at ``[DONE]``.
+
+    ``timeout`` bounds each wait for bytes and ``deadline`` (monotonic time) the whole stream; both in seconds. Raises
+    ClientError for a status other than 200, for an error event, and for a stream that ends without ``[DONE]``.
+    """
+    try:
+        connection, response = _open("POST", url, body, timeout, api_key)
+        try:
+            if response.status != 200:
+                text = response.read(2000).decode("utf-8", "replace")
+                raise ClientError(f"{url}: HTTP {response.status}: {text[:500]}", response.status)
+            while True:
+                line = response.readline()
+                now = time.monotonic()
+                if deadline is not None and now > deadline:
+                    raise ClientError(f"{url}: the answer was not complete in time", response.status)
+                if not line:
+                    raise ClientError(f"{url}: the stream ended without [DONE]", response.status)
+                if not line.startswith(b"data:"):
+                    continue
+                data = line[5:].strip()
+                if data == b"[DONE]":
+                    return
+                try:
+                    event = json.loads(data)
+                except ValueError:
+                    raise ClientError(f"{url}: event that is no JSON: {data[:200]!r}", response.status) from None
+                if not isinstance(event, dict) or event.get("error"):
+                    raise ClientError(f"{url}: error event: {data[:500].decode('utf-8', 'replace')}", response.status)
+                yield now, event
+        finally:
+            connection.close()
+    except (OSError, http.client.HTTPException) as error:
+        raise _told(error, url, timeout) from None

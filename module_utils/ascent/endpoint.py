@@ -1,0 +1,86 @@
+"""Whether endpoints answer: one concurrent look at all of them."""
+
+from __future__ import annotations
+
+__all__ = ["check", "check_all"]
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Dict, Iterable, List, Mapping, Optional
+
+from .client import ClientError, request
+
+_MAX_THREADS = 64
+
+
+def _origin(headers: Mapping[str, str]) -> str:
+    """Who answered, when that was not the engine itself: a proxy names itself in its headers."""
+    named = [
+        f"{name}: {headers[name]}" for name in ("via", "x-cache", "proxy-agent", "x-squid-error") if name in headers
+    ]
+    return f" (answered by a proxy: {'; '.join(named)})" if named else ""
+
+
+def check(endpoint: Mapping[str, Any], timeout: float = 10, api_key: Optional[str] = None) -> Dict[str, Any]:
+    """Look at one endpoint ``{name, host, url[, models_url][, version_url]}``.
+
+    Returns ``{name, host, url, ok, status, seconds, error, models, version}``. ``ok`` wants status 200 of ``url`` and,
+    if ``models_url`` is given, a list of at least one model there. ``version`` is information only.
+    """
+    result: Dict[str, Any] = {
+        "name": endpoint.get("name"),
+        "host": endpoint.get("host"),
+        "url": endpoint["url"],
+        "ok": False,
+        "status": None,
+        "seconds": None,
+        "error": None,
+        "models": None,
+        "version": None,
+    }
+    try:
+        answer = request("GET", endpoint["url"], timeout=timeout, api_key=api_key)
+        result.update(status=answer.status, seconds=round(answer.seconds, 4))
+        if answer.status != 200:
+            result["error"] = f"HTTP {answer.status}{_origin(answer.headers)}: {answer.text[:200]}".rstrip(": ")
+            return result
+        if endpoint.get("models_url"):
+            result["models"] = _models(endpoint["models_url"], timeout, api_key)
+        if endpoint.get("version_url"):
+            result["version"] = _version(endpoint["version_url"], timeout, api_key)
+        result["ok"] = True
+    except ClientError as error:
+        result["error"] = str(error)
+    return result
+
+
+def _models(url: str, timeout: float, api_key: Optional[str]) -> List[str]:
+    answer = request("GET", url, timeout=timeout, api_key=api_key)
+    if answer.status != 200:
+        raise ClientError(f"{url}: HTTP {answer.status}{_origin(answer.headers)}", answer.status)
+    try:
+        names = [str(model["id"]) for model in answer.json()["data"]]
+    except (KeyError, TypeError):
+        raise ClientError(f"{url}: expected a list of models, got {answer.text[:200]!r}", answer.status) from None
+    if not names:
+        raise ClientError(f"{url}: serves no model", answer.status)
+    return names
+
+
+def _version(url: str, timeout: float, api_key: Optional[str]) -> Optional[str]:
+    """The version an engine names, None when it has no such page: old engines and routers lack it."""
+    try:
+        value = request("GET", url, timeout=timeout, api_key=api_key).json()
+    except ClientError:
+        return None
+    return str(value["version"]) if isinstance(value, dict) and "version" in value else None
+
+
+def check_all(
+    endpoints: Iterable[Mapping[str, Any]], timeout: float = 10, api_key: Optional[str] = None
+) -> List[Dict[str, Any]]:
+    """`check` of all endpoints at once, results in their order."""
+    wanted = list(endpoints)
+    if not wanted:
+        return []
+    with ThreadPoolExecutor(max_workers=min(_MAX_THREADS, len(wanted))) as pool:
+        return list(pool.map(lambda endpoint: check(endpoint, timeout, api_key), wanted))

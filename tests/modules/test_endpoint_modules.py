@@ -1,0 +1,165 @@
+"""endpoint_health, functional_check and smoke_bench against a real HTTP server on loopback."""
+
+from __future__ import annotations
+
+import pytest
+
+from library import endpoint_health, functional_check, smoke_bench
+from tests.openai_server import Behaviour, Server
+
+PROMPT = {"prompt": "The future of AI is", "max_tokens": 50, "temperature": 0}
+
+
+@pytest.fixture
+def serve():
+    servers = []
+
+    def start(**behaviour):
+        servers.append(Server(Behaviour(**behaviour)))
+        return servers[-1].__enter__()
+
+    yield start
+    for server in servers:
+        server.__exit__()
+
+
+def health(run_module, urls, **arguments):
+    endpoints = [{"name": f"e{number}", "host": "a3-01", **url} for number, url in enumerate(urls)]
+    return run_module(endpoint_health, {"endpoints": endpoints, **arguments}, check=True)
+
+
+def test_healthy_endpoints_in_order_despite_proxy_variables(run_module, serve, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://192.0.2.1:3128")
+    url = serve().url
+    result = health(
+        run_module,
+        [
+            {"url": url + "/health", "models_url": url + "/v1/models", "version_url": url + "/version"},
+            {"url": url + "/healthcheck"},
+        ],
+    )
+    assert (result["changed"], result["healthy"]) == (False, True)
+    first, second = result["endpoints"]
+    assert (first["name"], first["status"], first["models"], first["version"]) == ("e0", 200, ["qwen3.5"], "0.21.0")
+    assert second["ok"] is True
+
+
+def test_each_kind_of_bad_endpoint_says_why(run_module, serve):
+    refused = serve().url
+    stopped = serve(hang=True).url
+    ended = Server(Behaviour())
+    with ended:
+        dead = ended.url
+    busy = serve(status=503, headers={"Via": "1.1 proxy.example"}).url
+    empty = serve(models=[]).url
+    urls = [dead, stopped, busy, empty, "nonsense://x", "http://[::bad"]
+    result = health(
+        run_module, [{"url": url + "/health", "models_url": url + "/v1/models"} for url in urls], timeout=0.5
+    )
+    errors = [endpoint["error"] for endpoint in result["endpoints"]]
+    assert result["healthy"] is False
+    assert not any(endpoint["ok"] for endpoint in result["endpoints"])
+    for error, words in zip(
+        errors,
+        [
+            "connection refused",
+            "within 0.5 s",
+            "proxy (answered by a proxy",
+            "serves no model",
+            "not an http",
+            "not a URL",
+        ],
+        strict=True,
+    ):
+        assert words.split(" (")[0] in error
+    assert "via: 1.1 proxy.example" in errors[2]
+    assert refused
+
+
+def ask(run_module, server, prompts=(PROMPT,), **arguments):
+    return run_module(functional_check, {"url": server.url, "model": "qwen3.5", "prompts": list(prompts), **arguments})
+
+
+def test_good_answers_have_no_findings(run_module, serve):
+    server = serve(words_per_chunk=3)
+    chat = {"kind": "chat", "prompt": "How is it?", "temperature": 0, "expect": ["BRIGHT"]}
+    result = ask(run_module, server, [PROMPT, chat])
+    assert result["findings"] == []
+    first, second = result["answers"]
+    assert first["streamed_text"] == first["text"] == server.behaviour.text
+    assert (first["status"], first["chunks"], first["completion_tokens"]) == (200, 5, 15)
+    assert second["kind"] == "chat"
+    assert server.requests[0] == {**PROMPT, "model": "qwen3.5"}
+    assert server.requests[2]["messages"] == [{"role": "user", "content": "How is it?"}]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "identity", "severity"),
+    [
+        ({"status": 500}, "functional-no-answer", "error"),
+        ({"status": 503, "headers": {"Via": "1.1 proxy.example"}}, "D11", "error"),
+        ({"text": ""}, "E13", "error"),
+        ({"usage": False}, "E13", "error"),
+        ({"text": "!" * 60}, "G01", "error"),
+        ({"cut_stream": True}, "functional-no-answer", "error"),
+        ({"streamed_text": "bright and quite another text than before"}, "stream-differs", "warning"),
+    ],
+)
+def test_each_kind_of_bad_answer_is_a_finding(run_module, serve, behaviour, identity, severity):
+    findings = ask(run_module, serve(**behaviour))["findings"]
+    assert {(item["id"], item["severity"]) for item in findings} == {(identity, severity)}
+    assert all(item["evidence"] and item["cause"] and item["fix"] for item in findings)
+
+
+def test_expected_word_that_is_missing_is_a_finding(run_module, serve):
+    findings = ask(run_module, serve(), [{**PROMPT, "expect": ["Paris"]}])["findings"]
+    assert findings[0]["id"] == "G01"
+    assert "'Paris'" in findings[0]["evidence"]
+
+
+@pytest.mark.parametrize("prompt", [{}, {"prompt": "x", "kind": "song"}, {"kind": "completion", "messages": [{}]}])
+def test_bad_prompts_fail_by_number(run_module, prompt):
+    result = run_module(functional_check, {"url": "http://127.0.0.1:9", "model": "m", "prompts": [prompt]})
+    assert result["failed"] is True
+    assert result["msg"].startswith("prompt 1:")
+
+
+def test_smoke_bench_measures_and_compares(run_module, serve):
+    server = serve()
+    result = run_module(
+        smoke_bench,
+        {
+            "url": server.url,
+            "model": "qwen3.5",
+            "concurrency": 2,
+            "requests": 4,
+            "slo": {"ttft_ms": 60000},
+            "reference": {"conditions": {"concurrency": 2}, "figures": {"output_throughput": 1000}},
+            "simulated_url": [server.url + "/version"],
+        },
+    )
+    assert (result["changed"], result["result"]["completed"], result["result"]["simulated"]) == (False, 4, False)
+    assert result["result"]["goodput"] == result["result"]["request_throughput"]
+    assert [item["id"] for item in result["findings"]] == ["bench-reference"]
+    assert result["table"][0] == ["", "mean", "p50", "p90", "p99"]
+    assert len(server.requests) == 6
+
+
+def test_smoke_bench_sends_nothing_in_check_mode(run_module, serve):
+    server = serve()
+    result = run_module(smoke_bench, {"url": server.url, "model": "m"}, check=True)
+    assert (result["changed"], result["result"], server.requests) == (False, None, [])
+
+
+@pytest.mark.parametrize("bad", [{"concurrency": 0}, {"slo": {"itl": 3}}, {"requests": -1}])
+def test_smoke_bench_refuses_bad_arguments(run_module, bad):
+    assert run_module(smoke_bench, {"url": "http://127.0.0.1:9", "model": "m", **bad})["failed"] is True
+
+
+def test_failed_requests_are_a_finding_of_the_bench(run_module, serve):
+    result = run_module(
+        smoke_bench,
+        {"url": serve(fail_every=2).url, "model": "m", "concurrency": 1, "requests": 4, "warmup": 0},
+    )
+    assert (result["result"]["completed"], result["result"]["errors"]) == (2, 2)
+    assert [(item["id"], item["severity"]) for item in result["findings"]] == [("bench-errors", "error")]

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import itertools
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ascent import bench
+from tests.openai_server import Behaviour, Server
+
+
+def test_percentile_interpolates():
+    assert bench.percentile([], 50) is None
+    assert bench.percentile([7.0], 99) == 7.0
+    assert bench.percentile([4.0, 1.0, 3.0, 2.0], 50) == 2.5
+    assert bench.percentile(list(map(float, range(101))), 90) == 90.0
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50))
+def test_percentiles_are_ordered_and_inside(values):
+    shares = [bench.percentile(values, share) for share in (0, 50, 90, 99, 100)]
+    assert shares[0] == min(values)
+    assert shares[-1] == max(values)
+    assert shares[1] == pytest.approx(statistics.median(values))
+    assert all(a <= b + 1e-9 for a, b in itertools.pairwise(shares))
+
+
+def record(start, arrivals, tokens, ok=True):
+    return {
+        "ok": ok,
+        "error": None if ok else "refused",
+        "start": start,
+        "arrivals": arrivals,
+        "prompt_tokens": 10,
+        "completion_tokens": tokens,
+    }
+
+
+def test_figures_of_known_times():
+    records = [record(0.0, [0.1, 0.2, 0.3], 3), record(0.0, [0.3, 0.4, 0.5], 3), record(0.0, [], 0, ok=False)]
+    figures = bench.summarize(records, 2.0, {"ttft_ms": 200})
+    assert (figures["completed"], figures["errors"], figures["error_samples"]) == (2, 1, ["refused"])
+    assert figures["ttft_ms"]["mean"] == pytest.approx(200)
+    assert figures["tpot_ms"]["mean"] == pytest.approx(100)
+    assert figures["itl_ms"]["p50"] == pytest.approx(100)
+    assert figures["e2e_ms"]["p50"] == pytest.approx(400)
+    assert (figures["output_throughput"], figures["total_throughput"]) == (3.0, 13.0)
+    assert (figures["request_throughput"], figures["goodput"]) == (1.0, 0.5)
+
+
+def test_tokens_are_counted_by_usage_not_by_chunks():
+    """Three chunks of four tokens: eleven tokens come after the first, and the time is shared among them."""
+    figures = bench.summarize([record(0.0, [0.1, 0.3, 1.2], 12)], 1.0)
+    assert figures["tpot_ms"]["mean"] == pytest.approx(100)
+    assert figures["itl_ms"]["mean"] == pytest.approx(550)
+    assert figures["completion_tokens"] == 12
+
+
+def test_nothing_completed_has_no_figures_and_no_crash():
+    figures = bench.summarize([record(0.0, [], 0, ok=False)], 0.0)
+    assert (figures["completed"], figures["ttft_ms"]["mean"], figures["output_throughput"]) == (0, None, 0.0)
+    assert bench.table({**figures, "simulated": False})[1][1] == "-"
+
+
+def test_prompts_are_repeatable_and_different():
+    assert bench.prompts(3, 5, seed=1) == bench.prompts(3, 5, seed=1)
+    assert bench.prompts(3, 5, seed=1) != bench.prompts(3, 5, seed=2)
+    assert len(set(bench.prompts(20, 50))) == 20
+    assert all(len(prompt.split()) == 50 for prompt in bench.prompts(3, 50))
+
+
+def test_load_is_concurrent_warmed_up_and_counted():
+    with Server(Behaviour(words_per_chunk=4, chunk_seconds=0.01)) as server:
+        result = bench.run(
+            server.url, "qwen3.5", concurrency=4, requests=12, input_tokens=7, output_tokens=15, warmup=3
+        )
+    assert (result["completed"], result["errors"], result["simulated"]) == (12, 0, False)
+    assert result["max_in_flight"] == 4
+    assert len(server.requests) == 15
+    assert (result["prompt_tokens"], result["completion_tokens"]) == (12 * 7, 12 * 15)
+    assert server.requests[0]["stream_options"] == {"include_usage": True}
+    # Four chunks of 15 tokens: there are three gaps of ten milliseconds and fourteen tokens after the first.
+    assert result["itl_ms"]["mean"] >= 10
+    assert result["tpot_ms"]["mean"] < result["itl_ms"]["mean"]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "words"),
+    [
+        (Behaviour(status=503), "HTTP 503"),
+        (Behaviour(usage=False), "no usage"),
+        (Behaviour(cut_stream=True), r"without [DONE]"),
+        (Behaviour(error_event=True), "kv transfer failed"),
+        (Behaviour(text=""), "no words"),
+    ],
+)
+def test_failed_requests_are_errors_with_their_text(behaviour, words):
+    with Server(behaviour) as server:
+        result = bench.run(server.url, "m", concurrency=2, requests=2, warmup=0)
+    assert (result["completed"], result["errors"]) == (0, 2)
+    assert words in result["error_samples"][0]
+    (finding,) = bench.judge(result)
+    assert finding["severity"] == "error"
+
+
+def test_refused_connection_is_an_error_not_a_crash():
+    with Server(Behaviour()) as server:
+        url = server.url
+    result = bench.run(url, "m", concurrency=1, requests=1, warmup=0)
+    assert "connection refused" in result["error_samples"][0]
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [Behaviour(version={"version": "1", "simulated": True}), Behaviour(headers={"X-Ascent-Simulated": "1"})],
+)
+def test_a_simulator_is_stamped_and_never_compared(behaviour):
+    with Server(behaviour) as server:
+        result = bench.run(
+            server.url, "m", concurrency=1, requests=1, warmup=0, simulated_urls=[server.url + "/version"]
+        )
+    assert result["simulated"] is True
+    assert bench.table(result)[0][0] == "simulated"
+    row = {"conditions": {"concurrency": 1}, "figures": {"ttft_ms": 1}}
+    assert bench.compare(row, result) == []
+
+
+def test_comparison_needs_the_same_conditions():
+    result = {
+        "simulated": False,
+        "conditions": {"concurrency": 8, "input_tokens": 128},
+        "ttft_ms": {"mean": 50.0},
+        "output_throughput": 120.0,
+    }
+    row = {
+        "source": "seed 004",
+        "conditions": {"concurrency": 8, "input_tokens": 128},
+        "figures": {"ttft_ms": 100, "output_throughput": 100, "unknown": 3},
+    }
+    findings = bench.compare({"rows": [row]}, result)
+    assert [item["summary"].split(",")[0] for item in findings] == ["output_throughput: 120", "ttft_ms: 50"]
+    assert {item["severity"] for item in findings} == {"info"}
+    assert bench.compare({**row, "conditions": {"concurrency": 9}}, result) == []
+    assert bench.compare({**row, "conditions": {}}, result) == []
+    assert bench.compare({}, result) == []

@@ -45,7 +45,6 @@ def test_healthy_endpoints_in_order_despite_proxy_variables(run_module, serve, m
 
 
 def test_each_kind_of_bad_endpoint_says_why(run_module, serve):
-    refused = serve().url
     stopped = serve(hang=True).url
     ended = Server(Behaviour())
     with ended:
@@ -64,16 +63,15 @@ def test_each_kind_of_bad_endpoint_says_why(run_module, serve):
         [
             "connection refused",
             "within 0.5 s",
-            "proxy (answered by a proxy",
+            "answered by a proxy",
             "serves no model",
             "not an http",
             "not a URL",
         ],
         strict=True,
     ):
-        assert words.split(" (")[0] in error
+        assert words in error
     assert "via: 1.1 proxy.example" in errors[2]
-    assert refused
 
 
 def ask(run_module, server, prompts=(PROMPT,), **arguments):

@@ -11,7 +11,7 @@ because managed nodes have no YAML. Its shape::
      "wrappers": [regex, ...]}                          lines that only repeat that something else failed
 
 Two rules pick the cause. In one log the rank of the finding decides, then the position: a missing library explains a
-timeout and never the reverse. Over several logs time decides first, because one rank that dies makes all others complain
+timeout and never the reverse. Over several logs time decides first: one rank that dies makes all others complain
 later. Lines that are not fatal by themselves come after all that are.
 """
 
@@ -61,7 +61,7 @@ def progress_free(line: str, catalogue: Mapping[str, Any]) -> bool:
 def diagnose(
     text: str, catalogue: Mapping[str, Any], *, host: Optional[str] = None, process: Optional[str] = None
 ) -> List[Dict[str, Any]]:
-    """Findings of one log, root cause first; each id once, with the first line that shows it. Empty for unknown text."""
+    """Findings of one log, root cause first; each id once, with the first line that shows it."""
     return [_finding(hit) for hit in _hits(text, catalogue, host, process)]
 
 
@@ -70,8 +70,8 @@ def diagnose_all(
 ) -> List[Dict[str, Any]]:
     """Findings over the logs of all processes, the first cause in time first.
 
-    ``logs`` maps process names to text; ``hosts`` maps them to the host for the findings. Stamps are used when every hit
-    has one (``docker logs --timestamps``); otherwise ranks decide alone. An id that several logs show is one finding, of
+    ``logs`` maps process names to text, ``hosts`` to the host for the findings. Stamps are used when every hit
+    has one (``docker logs --timestamps``); otherwise ranks decide alone. An id that several logs show is one finding of
     the first log.
     """
     hits: List[Dict[str, Any]] = []

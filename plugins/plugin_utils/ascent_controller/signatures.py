@@ -25,7 +25,7 @@ _STAGES = ("preflight", "provision", "tune", "verify", "launch", "check", "run")
 def load(directory: Path = DIRECTORY) -> dict[str, list[Any]]:
     """The catalogue in the shape that `ascent.diagnosis` documents, all files merged in the order of their names.
 
-    Raises InputError with one finding for each mistake: a malformed entry, an unknown rank, a regex that does not compile.
+    Raises InputError with one finding for each malformed entry, unknown rank or regex that does not compile.
     """
     catalogue: dict[str, list[Any]] = {"findings": [], "wrappers": []}
     mistakes: list[dict[str, Any]] = []

@@ -17,7 +17,7 @@ _ABSENT = ("ansible_host", "node_ip", "nic", "arch", "hardware", "pool")
 
 
 class ActionModule(ActionBase):
-    """Reads inventory, recipe and catalogue; sets ``ascent_plan`` and ``ascent_hosts``; writes files if asked to."""
+    """Reads inventory, recipe and catalogue; sets ``ascent_plan``, ``ascent_hosts`` and ``ascent_node_query``; writes files if asked to."""
 
     TRANSFERS_FILES = False
     _requires_connection = False
@@ -46,11 +46,11 @@ class ActionModule(ActionBase):
         discover = arguments["discover"] == "allowed"
         if discover and any(_incomplete(host) and not hostvars[name].get("ascent_node") for name, host in hosts):
             # Mistakes that need no answer from a host are told now; the rest after the nodes were asked.
-            _, found = planning.prepare(
+            draft, found = planning.prepare(
                 recipe, [_filled(host) for _, host in hosts], **self._settings(cluster, task_vars)
             )
             result["needs_facts"] = not failed(found)
-            return self._ended(result, found if failed(found) else [], None, names)
+            return self._ended(result, found if failed(found) else [], None, names, draft)
         complete = [planning.complete_host(host, hostvars[name].get("ascent_node")) for name, host in hosts]
         plan, findings = planning.prepare(recipe, complete, **self._settings(cluster, task_vars))
         if plan is not None and arguments["render_to"]:
@@ -132,15 +132,24 @@ class ActionModule(ActionBase):
 
     @staticmethod
     def _ended(
-        result: dict[str, Any], findings: list[dict[str, Any]], plan: dict[str, Any] | None, names: list[str]
+        result: dict[str, Any],
+        findings: list[dict[str, Any]],
+        plan: dict[str, Any] | None,
+        names: list[str],
+        draft: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
+        """The task's result. ``draft`` is a plan with stand-ins, good for what to ask the nodes and nothing else."""
         findings = sort_findings([{**item, "stage": item["stage"] or "plan"} for item in findings])
         result["findings"] = findings
         if failed(findings):
             result["failed"] = True
             result["msg"] = _message(findings)
             return result
-        result["ansible_facts"] = {"ascent_plan": plan, "ascent_hosts": names}
+        result["ansible_facts"] = {
+            "ascent_plan": plan,
+            "ascent_hosts": names,
+            "ascent_node_query": _query(plan or draft),
+        }
         if plan is not None:
             result["record"] = {"plan.json": plan}
             result["summary"] = _summary(plan)
@@ -175,6 +184,11 @@ class ActionModule(ActionBase):
         result["rendered"] = sorted(wanted)
         if self._task.diff:
             result["diff"] = diffs
+
+
+def _query(plan: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What `node_info` has to be asked about a cluster with this plan."""
+    return {"cluster": plan["cluster"], "weights_directory": plan["model"]["directory"]} if plan else {}
 
 
 def _clusters(groups: Mapping[str, Iterable[str]]) -> list[str]:

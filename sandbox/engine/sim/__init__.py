@@ -1,0 +1,1 @@
+"""Engine simulator of the sandbox: `vllm serve` without an accelerator. See docs/engine_simulator.md."""

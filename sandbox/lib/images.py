@@ -50,6 +50,16 @@ def digest_files(paths: Iterable[Path], *more: str) -> str:
     return digest(parts)
 
 
+def copy_sources(dockerfile: str) -> list[str]:
+    """The paths that the COPY lines of a Dockerfile take from the build context."""
+    found: list[str] = []
+    for line in dockerfile.splitlines():
+        words = line.split()
+        if words[:1] == ["COPY"] and not any(word.startswith("--from") for word in words):
+            found += [word for word in words[1:-1] if not word.startswith("--")]
+    return found
+
+
 def mirror() -> str | None:
     """The Debian mirror to build from: the variable, or the one this machine itself uses, or debootstrap's default."""
     if os.environ.get(MIRROR_VARIABLE):
@@ -89,15 +99,10 @@ class Builder:
     def build(self) -> Images:
         """All images, built where their tag is missing."""
         base = self._base()
-        node_files = [*(ROOT / "images/node").iterdir(), *self._node_sources()]
-        node = self._image("node", node_files, {"BASE": base}, subdirectories={"node": self._node_sources()})
-        services_files = list((ROOT / "images/services").iterdir())
-        services = self._image("services", services_files, {"BASE": base, "NODE": node})
+        os_image = self._image("os", {"BASE": base})
+        node = self._image("node", {"OS": os_image}, [path for path in (ROOT / "node").iterdir() if path.is_file()])
+        services = self._image("services", {"BASE": base, "OS": os_image})
         return Images(base, node, services, self._engine(base))
-
-    @staticmethod
-    def _node_sources() -> list[Path]:
-        return [path for path in (ROOT / "node").iterdir() if path.suffix in (".py", ".json")]
 
     def _exists(self, tag: str) -> bool:
         return self.engine.run("image", "inspect", tag, check=False).returncode == 0
@@ -135,11 +140,11 @@ class Builder:
     def _image(
         self,
         name: str,
-        files: list[Path],
         arguments: Mapping[str, str],
-        subdirectories: Mapping[str, list[Path]] | None = None,
+        sources: Iterable[Path] = (),
     ) -> str:
-        """Builds sandbox/images/`name` with the machine's apt options and `subdirectories` beside its own files."""
+        """Builds sandbox/images/`name` with the machine's apt options, and `sources` in a folder of the same name."""
+        files = [*(ROOT / "images" / name).iterdir(), *sources]
         texts = [f"{key}={value}" for key, value in arguments.items()]
         tag = f"{REPOSITORY}/{name}:{digest_files(files, *texts)}"
         if self._exists(tag):
@@ -149,29 +154,42 @@ class Builder:
             context = Path(directory)
             shutil.copytree(ROOT / "images" / name, context, dirs_exist_ok=True)
             (context / "host-apt.conf").write_text(apt_options())
-            for subdirectory, sources in (subdirectories or {}).items():
-                (context / subdirectory).mkdir()
-                for source in sources:
-                    shutil.copy(source, context / subdirectory)
+            (context / name).mkdir()
+            for source in sources:
+                shutil.copy(source, context / name)
             self._docker_build(name, context, tag, arguments)
         return tag
 
     def _engine(self, base: str) -> str | None:
-        context = ROOT / "engine"
-        if not (context / "Dockerfile").is_file():
+        """Builds sandbox/engine/Dockerfile, whose COPY lines name files by their paths in the checkout."""
+        dockerfile = ROOT / "engine/Dockerfile"
+        if not dockerfile.is_file():
             return None
-        files = [path for path in context.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-        names = [str(path.relative_to(context)) for path in sorted(files)]
+        checkout = ROOT.parent
+        files = [dockerfile]
+        for source in copy_sources(dockerfile.read_text(encoding="utf-8")):
+            found = [checkout / source] if (checkout / source).is_file() else (checkout / source).rglob("*")
+            files += [path for path in found if path.is_file() and "__pycache__" not in path.parts]
+        names = sorted(str(path.relative_to(checkout)) for path in files)
         tag = f"{REPOSITORY}/engine:{digest_files(files, base, *names)}"
-        if not self._exists(tag):
-            self.say("building the engine image")
+        if self._exists(tag):
+            return tag
+        self.say("building the engine image")
+        with tempfile.TemporaryDirectory(dir=self.engine.root, prefix="build-") as directory:
+            context = Path(directory)
+            for name in names:
+                (context / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(checkout / name, context / name)
+            shutil.copy(dockerfile, context / "Dockerfile")
             self._docker_build("engine", context, tag, {"BASE": base})
         return tag
 
     def _docker_build(self, name: str, context: Path, tag: str, arguments: Mapping[str, str]) -> None:
         # The machine's network, because the nodes' own leads nowhere else.
         options = [word for key, value in arguments.items() for word in ("--build-arg", f"{key}={value}")]
-        done = self.engine.run("build", "--network=host", "--tag", tag, *options, str(context), check=False)
+        done = self.engine.run(
+            "build", "--network=host", "--force-rm", "--tag", tag, *options, str(context), check=False
+        )
         log = self.engine.root / f"build-{name}.log"
         log.write_text(done.stdout + done.stderr)
         if done.returncode:

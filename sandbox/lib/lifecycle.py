@@ -37,6 +37,8 @@ NODE_OPTIONS = (
     "--tmpfs=/run/lock",
     "--tmpfs=/tmp",
     "--volume=/var/lib/docker",
+    # As on a server of this size, where half of the memory may be shared; it is a limit, not a reservation.
+    "--shm-size=512g",
     "--env=container=docker",
     "--restart=always",
 )

@@ -220,6 +220,8 @@ def _message(findings: Iterable[Mapping[str, Any]]) -> str:
         lines.append(f"{number}. {place}{item['summary']} [{item['id']}]")
         if item["evidence"]:
             lines.append(f"   at {item['evidence']}")
+        if item["cause"]:
+            lines.append(f"   because: {item['cause']}")
         if item["fix"]:
             lines.append(f"   fix: {item['fix']}")
     return "\n".join(lines)

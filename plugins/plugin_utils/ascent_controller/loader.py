@@ -5,7 +5,7 @@ Everything that is wrong with a file comes back as findings; nothing here raises
 
 from __future__ import annotations
 
-__all__ = ["ROOT", "Document", "Inputs", "host_positions", "load", "read_yaml"]
+__all__ = ["ROOT", "Document", "Inputs", "load", "read_inventory", "read_yaml"]
 
 import functools
 import json
@@ -50,9 +50,14 @@ class Document:
 
 @dataclass
 class Inputs:
-    """All that planner and rules need from files. ``recipe`` is None when there is none to plan from."""
+    """All that planner and rules need from files.
+
+    ``recipe`` is None when there is none to plan from. ``guessed`` says that no recipe has the name asked for and this
+    is the one that looks most like it: good for finding the other mistakes, not for a plan.
+    """
 
     recipe: dict[str, Any] | None = None
+    guessed: str | None = None
     hardware: dict[str, dict[str, Any]] = field(default_factory=dict)
     model: dict[str, Any] | None = None
     options: list[str] | None = None
@@ -60,12 +65,13 @@ class Inputs:
     findings: list[dict[str, Any]] = field(default_factory=list)
 
 
-def load(recipe: str, root: Path = ROOT) -> Inputs:
+def load(recipe: str, root: Path = ROOT, positions: Mapping[str, str] | None = None) -> Inputs:
     """Recipe by name or path, with the hardware profiles, the model's facts and the engine's option table.
 
     Keys of the recipe that break its schema are reported and taken out, so that the rules can go on and find the rest.
+    ``positions`` are those of the inventory (`read_inventory`); the result has them and the recipe's own.
     """
-    inputs = Inputs()
+    inputs = Inputs(positions=dict(positions or {}))
     for path in sorted((root / "catalog" / "hardware").glob("*.yml")):
         document = read_yaml(path, root)
         inputs.findings += document.findings + _check_schema(document, "hardware", _schema(root, "catalog/hardware"))
@@ -89,7 +95,7 @@ def load(recipe: str, root: Path = ROOT) -> Inputs:
                 )
             )
         return inputs
-    inputs.positions = {f"recipe:{key}": place for key, place in document.positions.items()}
+    inputs.positions |= {f"recipe:{key}": place for key, place in document.positions.items()}
     inputs.positions["recipe:"] = f"{_shown(path_of_recipe, root)}:1"
     broken = _check_schema(document, "recipe", _schema(root, "recipes/schema.json"), prune=True)
     inputs.findings += broken
@@ -128,26 +134,58 @@ def read_yaml(path: Path, root: Path = ROOT) -> Document:
     return document
 
 
-def host_positions(sources: Iterable[str], hosts: Iterable[str], root: Path = ROOT) -> dict[str, str]:
-    """``file:line`` of hosts and their variables, as far as the inventory's own files say: ``host:a3-01.node_ip``."""
+def read_inventory(
+    sources: Iterable[str], hosts: Iterable[str], recipe: str, root: Path = ROOT
+) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """Where the inventory's files say what: ``file:line`` by key, and a finding for every key written twice.
+
+    Keys are ``host:a3-01`` and ``host:a3-01.node_ip``, and ``inventory:recipe`` for the line that names this recipe.
+    Values in group_vars and host_vars beside the inventory are found too. Ansible has read the files before, so
+    anything else that is wrong with them is not repeated here.
+    """
     wanted = set(hosts)
     positions: dict[str, str] = {}
+    findings: list[dict[str, Any]] = []
+    for file in _inventory_files(sources):
+        if file.suffix not in (".yml", ".yaml"):
+            _ini_positions(file, wanted, positions, root)
+            continue
+        document = read_yaml(file, root)
+        findings += [item for item in document.findings if item["id"] == "yaml-duplicate-key"]
+        if file.parent.name == "host_vars" and file.stem in wanted:
+            for key, place in document.positions.items():
+                positions.setdefault(f"host:{file.stem}.{key}", place)
+        for key, place in document.positions.items():
+            for match in re.finditer(r"(?:^|\.)hosts\.", key):
+                rest = key[match.end() :]
+                if any(rest == host or rest.startswith(host + ".") for host in wanted):
+                    positions.setdefault("host:" + rest, place)
+            if re.search(r"(?:^|\.)recipe\Z", key) and _value_at(document.data, key) == recipe:
+                positions.setdefault("inventory:recipe", place)
+    return positions, findings
+
+
+def _inventory_files(sources: Iterable[str]) -> list[Path]:
+    """The files of an inventory, with those of group_vars and host_vars beside it; executables are left alone."""
+    found: list[Path] = []
     for source in sources:
         path = Path(source)
-        paths = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        for file in paths:
-            if not file.is_file() or file.suffix not in (".yml", ".yaml", ".ini", ""):
-                continue
-            if file.suffix in (".yml", ".yaml"):
-                for key, place in read_yaml(file, root).positions.items():
-                    for match in re.finditer(r"(?:^|\.)hosts\.", key):
-                        rest = key[match.end() :]
-                        name = next((host for host in wanted if rest == host or rest.startswith(host + ".")), None)
-                        if name is not None:
-                            positions.setdefault("host:" + rest, place)
-            else:
-                _ini_positions(file, wanted, positions, root)
-    return positions
+        folders = [path] if path.is_dir() else [path.parent / "group_vars", path.parent / "host_vars"]
+        found += [path] if path.is_file() else []
+        found += sorted(file for folder in folders for file in folder.rglob("*") if file.is_file())
+    return [file for file in dict.fromkeys(found) if file.suffix in (".yml", ".yaml", ".ini", "")]
+
+
+def _value_at(data: Any, key: str) -> Any:
+    """The value at a dotted path whose parts may hold dots themselves; None if the file could not be read."""
+    if not key:
+        return data
+    if not isinstance(data, dict):
+        return None
+    for name, value in data.items():
+        if key == str(name) or key.startswith(f"{name}."):
+            return _value_at(value, key[len(str(name)) + 1 :])
+    return None
 
 
 def _ini_positions(file: Path, wanted: set[str], positions: dict[str, str], root: Path) -> None:
@@ -216,10 +254,14 @@ def _find_recipe(recipe: str, root: Path, inputs: Inputs) -> Path | None:
                 value=recipe,
                 allowed=", ".join(near or known) + ", or the path of a .yml file",
                 fix=f"set recipe: {near[0]}" if near else "set recipe to one of the names, or to a file",
-            )
+            ),
+            inputs.positions,
         )
     )
-    return None
+    if not near:
+        return None
+    inputs.guessed = near[0]
+    return root / "recipes" / f"{near[0]}.yml"
 
 
 @functools.cache

@@ -1,0 +1,76 @@
+"""Reads rendered scripts back into data, as a shell would, so that they can be compared with what the seeds set."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from typing import Any
+
+
+def words_of(text: str) -> list[list[str]]:
+    """The commands of a script as lists of words; comments and blank lines are gone, joined lines are one command."""
+    joined = text.replace("\\\n", " ")
+    return [shlex.split(line, comments=True) for line in joined.splitlines() if shlex.split(line, comments=True)]
+
+
+def read_script(text: str) -> dict[str, Any]:
+    """``unset``, ``source``, ``env``, ``guarded`` (variables set behind a test for a file), ``program``, ``flags``."""
+    result: dict[str, Any] = {"unset": [], "source": [], "env": {}, "guarded": [], "program": [], "flags": {}}
+    inside = False
+    for words in words_of(text):
+        if words[0] == "if":
+            inside = True
+        elif words[0] == "fi":
+            inside = False
+        elif words[0] == "unset":
+            result["unset"] += words[1:]
+        elif words[0] == ".":
+            result["source"].append(words[1])
+        elif words[0] == "export":
+            name, _, value = words[1].partition("=")
+            tail = "${" + name + ":+:${" + name + "}}"
+            result["env"][name] = {"before": value.removesuffix(tail)} if value.endswith(tail) else value
+            if inside:
+                result["guarded"].append(name)
+        elif words[0] == "exec":
+            result["program"], result["flags"] = split_command(words[1:])
+        else:
+            assert inside or words[0] in ("echo", "exit"), f"unexpected command {words}"
+    return result
+
+
+def split_command(words: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Program words, then flags with their values: None for a bare flag, a list for several values."""
+    first = next((index for index, one in enumerate(words) if one.startswith("--")), len(words))
+    flags: dict[str, Any] = {}
+    for one in words[first:]:
+        if one.startswith("--"):
+            assert one not in flags, f"{one} is there twice"
+            flags[one] = []
+            current = one
+        else:
+            flags[current].append(one)
+    return words[:first], {flag: plain(values) for flag, values in flags.items()}
+
+
+def plain(values: list[str]) -> Any:
+    if not values:
+        return None
+    return normal(values[0]) if len(values) == 1 else [normal(value) for value in values]
+
+
+def normal(value: Any) -> Any:
+    """One value free of spelling: numbers as numbers, JSON parsed, booleans in one case."""
+    if isinstance(value, list):
+        return [normal(item) for item in value] if len(value) != 1 else normal(value[0])
+    if isinstance(value, str):
+        if re.fullmatch(r"-?\d+(\.\d+)?", value):
+            return float(value)
+        if value.startswith(("{", "[")):
+            return json.loads(value)
+        if value.lower() in ("true", "false"):
+            return value.lower()
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    return value

@@ -47,8 +47,9 @@ DERIVED_ENV = frozenset(
     )
 )
 
-#: HCCL's listening ports on the host side of every engine that spans devices.
-HCCL_PORTS = (60000, 32)
+#: HCCL listens on this many ports of the host, from this one or from HCCL_IF_BASE_PORT.
+HCCL_FIRST_PORT = 60000
+HCCL_PORT_COUNT = 32
 
 #: Where the clients of model hubs keep what they fetch, inside the container.
 CACHE = "/root/.cache"
@@ -80,6 +81,12 @@ def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> Dict[str, Any
     result: Dict[str, Tuple[str, Any]] = {option_name(key): (key, value) for key, value in first.items()}
     result.update({option_name(key): (key, value) for key, value in second.items()})
     return {key: value for key, value in result.values() if value is not None}
+
+
+def hccl_ports(recipe: Mapping[str, Any], pool: Mapping[str, Any]) -> Tuple[int, int]:
+    """First port and number of ports that HCCL may listen on beside the processes of a pool."""
+    env = {**(recipe.get("env") or {}), **pool["env"]}
+    return int(env.get("HCCL_IF_BASE_PORT") or HCCL_FIRST_PORT), HCCL_PORT_COUNT
 
 
 def model_directory(model: Mapping[str, Any], cache: str = CACHE) -> Optional[str]:
@@ -212,7 +219,7 @@ class _Builder:
                 "image": processes[0]["container"]["image"],
                 "images": images,
             },
-            "hosts": {name: self._host(name, processes) for name in self.hosts},
+            "hosts": self._hosts(processes),
             "instances": instances,
             "processes": processes,
             "endpoint": endpoint,
@@ -229,13 +236,18 @@ class _Builder:
 
     # -- hosts ---------------------------------------------------------------------------------------------------------
 
-    def _host(self, name: str, processes: Sequence[Mapping[str, Any]]) -> Dict[str, Any]:
+    def _hosts(self, processes: Sequence[Mapping[str, Any]]) -> Dict[str, Dict[str, Any]]:
+        mine: Dict[str, List[Mapping[str, Any]]] = {name: [] for name in self.hosts}
+        for process in processes:
+            mine[process["host"]].append(process)
+        return {name: self._host(name, here) for name, here in mine.items()}
+
+    def _host(self, name: str, mine: Sequence[Mapping[str, Any]]) -> Dict[str, Any]:
         host = self.hosts[name]
         pool = self.pool_of.get(name)
-        mine = [process for process in processes if process["host"] == name]
         ports = [(port["first"], port["count"]) for process in mine for port in process["ports"]]
-        if any(process["devices"] for process in mine):
-            ports.append(HCCL_PORTS)
+        if pool and any(process["devices"] for process in mine):
+            ports.append(hccl_ports(self.recipe, pool))
         if self.transfer and pool:
             # The whole span of every instance here, not only this node's part: releases differ in which rank a worker
             # counts from, and a reserved port costs nothing.
@@ -335,26 +347,24 @@ class _Builder:
         self, pool: Mapping[str, Any], process: Mapping[str, Any], host: Mapping[str, Any]
     ) -> List[Dict[str, Any]]:
         """Derived variables, then the recipe's, then the pool's."""
-        env: List[Dict[str, Any]] = []
+        env: Dict[str, Any] = {}
         if pool["nodes"] > 1 or self.transfer:
-            env.append({"name": "HCCL_IF_IP", "value": host["node_ip"]})
-            names = ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "HCCL_SOCKET_IFNAME")
-            env.extend({"name": name, "value": host["nic"]} for name in names)
-            env.append({"name": "VLLM_HOST_IP", "value": host["node_ip"]})
+            env["HCCL_IF_IP"] = host["node_ip"]
+            for name in ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "HCCL_SOCKET_IFNAME"):
+                env[name] = host["nic"]
+            env["VLLM_HOST_IP"] = host["node_ip"]
         visible = self.profile[process["host"]].get("visible_devices")
         if visible:
-            env.append({"name": visible, "value": ",".join(str(device) for device in process["devices"])})
+            env[visible] = ",".join(str(device) for device in process["devices"])
         if self.recipe["model"].get("source", "modelscope") == "modelscope" and not self.recipe["model"].get("path"):
-            env.append({"name": "VLLM_USE_MODELSCOPE", "value": "True"})
+            env["VLLM_USE_MODELSCOPE"] = "True"
         given = {**(self.recipe.get("env") or {}), **pool["env"]}
-        for name, value in given.items():
-            if value is None or name in DERIVED_ENV:
-                continue
-            env.append(_variable(name, value))
+        env.update({name: value for name, value in given.items() if name not in DERIVED_ENV})
+        entries = [_variable(name, value) for name, value in env.items() if value is not None]
         if pool.get("jemalloc", self.recipe.get("jemalloc")):
             path = engines.jemalloc_path(self.recipe["engine"]["image"], host["arch"])
-            env.append({"name": "LD_PRELOAD", "prepend": path, "if_exists": path})
-        return env
+            entries.append({"name": "LD_PRELOAD", "prepend": path, "if_exists": path})
+        return entries
 
     def _argv(
         self,
@@ -501,9 +511,11 @@ class _Builder:
     ) -> List[Dict[str, Any]]:
         by_name = {process["name"]: process for process in processes}
 
-        def members(instance: Mapping[str, Any]) -> List[Dict[str, Any]]:
+        def members(*chosen: Mapping[str, Any]) -> List[Dict[str, Any]]:
             return [
-                {"host": by_name[name]["host"], "devices": by_name[name]["devices"]} for name in instance["processes"]
+                {"host": by_name[name]["host"], "devices": by_name[name]["devices"]}
+                for instance in chosen
+                for name in instance["processes"]
             ]
 
         pairs = [
@@ -511,15 +523,12 @@ class _Builder:
             for one in instances
             if len(one["hosts"]) > 1
         ]
-        if self.transfer:
-            for source in instances:
-                for target in instances:
-                    if source["role"] == "prefill" and target["role"] == "decode":
-                        names = [source["name"], target["name"]]
-                        groups = [members(source), members(target)]
-                        pairs.append(
-                            {"reason": "kv-transfer", "pattern": "across", "instances": names, "groups": groups}
-                        )
+        sides = {role: [one for one in instances if one["role"] == role] for role in ("prefill", "decode")}
+        if self.transfer and all(sides.values()):
+            # Any prefill instance may serve any decode instance, so one entry says it for all of them.
+            names = [one["name"] for side in sides.values() for one in side]
+            groups = [members(*side) for side in sides.values()]
+            pairs.append({"reason": "kv-transfer", "pattern": "across", "instances": names, "groups": groups})
         return pairs
 
 

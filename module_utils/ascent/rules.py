@@ -237,7 +237,7 @@ def _devices_suffice(context: _Context) -> Iterator[Mistake]:
     for pool in context.pools:
         asked = pool["devices"] * pool["instances_per_node"]
         told = set()
-        here = context.placement.hosts[pool["name"]]
+        here = set(context.placement.hosts[pool["name"]])
         kinds = [host.get("hardware") for host in context.hosts if host["name"] in here]
         for kind in kinds or [None]:
             profile = context.hardware.get(kind or pool["hardware"] or "")
@@ -373,15 +373,17 @@ def _ports_apart(context: _Context) -> Iterator[Mistake]:
             by_host.setdefault(process["host"], []).append((port["first"], port["count"], port["name"], process))
     told = set()
     for host, entries in by_host.items():
-        span = (*planner.HCCL_PORTS, "HCCL", None)
-        listed = [*entries, span] if context.plan["hosts"][host]["devices"] else entries
+        pool = next((one for one in context.pools if one["name"] == context.plan["hosts"][host]["pool"]), None)
+        listed = list(entries)
+        if pool is not None:
+            listed.append((*planner.hccl_ports(context.recipe, pool), "HCCL", {}))
         for index, (first, count, name, process) in enumerate(entries):
             for other_first, other_count, other_name, other in listed[index + 1 :]:
                 if first + count <= other_first or other_first + other_count <= first:
                     continue
                 both = name == other_name == "kv"
                 low = max(first, other_first)
-                owner = f"{other['name']} ({other_name})" if other else "HCCL (60000-60031)"
+                owner = f"{other['name']} ({other_name})" if other else f"HCCL (from {other_first})"
                 mark = (process["name"], name, owner)
                 if mark in told:
                     continue
@@ -444,8 +446,20 @@ def _kv_clear_of_transport(context: _Context) -> Iterator[Mistake]:
 
 
 def _sides_agree(context: _Context) -> Iterator[Mistake]:
-    roles = {pool["role"] for pool in context.pools}
-    split = roles & {"prefill", "decode"}
+    split = {pool["role"] for pool in context.pools} & {"prefill", "decode"}
+    for role in sorted(split):
+        alike = [pool for pool in context.pools if pool["role"] == role]
+        for pool in alike[1:]:
+            for key in ("tensor_parallel", "pipeline_parallel", "data_parallel"):
+                if pool[key] != alike[0][key]:
+                    yield mistake(
+                        "pd-sizes-differ",
+                        f"{role} pools {alike[0]['name']} and {pool['name']} differ in {key}",
+                        key=f"recipe:pools.{pool['name']}.{key}",
+                        value=pool[key],
+                        allowed=str(alike[0][key]),
+                        fix="give all pools of one role the same sizes: the connector knows one size a role",
+                    )
     if split and not context.recipe.get("kv_transfer"):
         yield mistake(
             "pd-incomplete",
@@ -512,6 +526,15 @@ def _router_fits(context: _Context) -> Iterator[Mistake]:
             value=router["on"],
             allowed=", ".join(names),
             fix=f"write on: {near[0] if near else (names or ['a pool'])[0]}",
+        )
+    if context.pools and not context.disaggregated:
+        yield mistake(
+            "router-without-sides",
+            f"a router of kind {router['kind']} stands between prefill and decode, and the pools have neither",
+            key="recipe:router.kind",
+            value=router["kind"],
+            allowed="no router, or pools with the roles prefill and decode and kv_transfer",
+            fix="remove router, or give the pools their roles",
         )
     connector = (context.recipe.get("kv_transfer") or {}).get("connector")
     kind = engines.ROUTERS.get(router.get("kind", ""))
@@ -735,6 +758,7 @@ ALL_RULES = _NOT_WAIVABLE | frozenset(
         "model-engine-version",
         "pd-decode-pipeline",
         "pd-incomplete",
+        "pd-sizes-differ",
         "pd-tensor-parallel-ratio",
         "prefix-caching-in-pd",
         "quantization-matches-weights",
@@ -742,5 +766,6 @@ ALL_RULES = _NOT_WAIVABLE | frozenset(
         "router-matches-connector",
         "router-missing",
         "router-pool-unknown",
+        "router-without-sides",
     )
 )

@@ -150,10 +150,10 @@ class _Picture:
 
     def _transfers(self) -> None:
         """KV cache goes from every prefill to every decode instance; the ranks of one instance talk over nodes."""
-        instances = {one["name"]: one for one in self.plan["instances"]}
-        for pair in self.plan["device_pairs"]:
-            if pair["reason"] == "kv-transfer":
-                source, target = (instances[name] for name in pair["instances"])
+        sources = [one for one in self.plan["instances"] if one["role"] == "prefill"]
+        targets = [one for one in self.plan["instances"] if one["role"] == "decode"]
+        for source in sources:
+            for target in targets:
                 for name in target["processes"]:
                     self._flow(self.boxes[source["processes"][-1]], self.boxes[name], name == target["processes"][0])
         for instance in self.plan["instances"]:

@@ -1,0 +1,290 @@
+"""The planner: what holds for every recipe, then what holds for the shipped ones."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ascent import engines, planner
+from ascent.errors import InputError
+from tests.unit import planning_inputs as inputs
+
+MANY = settings(max_examples=60, deadline=None)
+
+
+def plan_of(recipe, hosts=None, **more):
+    hosts = inputs.hosts(inputs.hosts_needed(recipe)) if hosts is None else hosts
+    return planner.plan(recipe, inputs.hardware(), hosts, cluster="test", **more)
+
+
+def by_instance(plan):
+    return {
+        one["name"]: [process for process in plan["processes"] if process["instance"] == one["name"]]
+        for one in plan["instances"]
+    }
+
+
+def flags_of(process):
+    return {words[0]: words[1:] for words in process["argv"]}
+
+
+@MANY
+@given(inputs.recipes())
+def test_ranks_tile_and_addresses_point_at_the_head(recipe):
+    plan = plan_of(recipe)
+    for members in by_instance(plan).values():
+        head = next(one for one in members if one["kind"] == "head")
+        ranks = [
+            rank
+            for one in members
+            for rank in range(
+                one["parallel"]["start_rank"], one["parallel"]["start_rank"] + one["parallel"]["data_local"]
+            )
+        ]
+        assert sorted(ranks) == list(range(head["parallel"]["data"]))
+        assert head["parallel"]["start_rank"] == 0
+        assert {one["parallel"]["address"] for one in members} == {plan["hosts"][head["host"]]["node_ip"]}
+        assert {one["parallel"]["rpc_port"] for one in members} == {head["parallel"]["rpc_port"]}
+        for one in members:
+            assert (one["kind"] == "headless") == ("--headless" in flags_of(one)) == (one["health"] is None)
+            assert one["kind"] == "head" or "--api-server-count" not in flags_of(one)
+            sizes = one["parallel"]
+            assert len(one["devices"]) == sizes["tensor"] * sizes["pipeline"] * sizes["data_local"]
+
+
+@MANY
+@given(inputs.recipes())
+def test_devices_and_ports_of_a_host_never_overlap(recipe):
+    plan = plan_of(recipe)
+    profiles = inputs.hardware()
+    for name, host in plan["hosts"].items():
+        mine = [one for one in plan["processes"] if one["host"] == name]
+        devices = [device for one in mine for device in one["devices"]]
+        assert len(devices) == len(set(devices))
+        assert set(devices) <= set(range(profiles[host["hardware"]]["devices"]))
+        assert sorted(devices) == host["devices"]
+        ports = [
+            number
+            for one in mine
+            for port in one["ports"]
+            for number in range(port["first"], port["first"] + port["count"])
+        ]
+        assert len(ports) == len(set(ports))
+        reserved = set()
+        for text in host["reserved_ports"]:
+            first, _, last = text.partition("-")
+            reserved.update(range(int(first), int(last or first) + 1))
+        assert set(ports) <= reserved
+
+
+@MANY
+@given(inputs.recipes())
+def test_the_plan_is_plain_json_and_its_hash_follows(recipe):
+    plan = plan_of(recipe)
+    assert json.loads(json.dumps(plan)) == plan
+    assert plan["hash"] == planner.digest({key: value for key, value in plan.items() if key != "hash"})
+    assert plan == plan_of(recipe)
+    assert len({one["name"] for one in plan["processes"]}) == len(plan["processes"])
+    for one in plan["processes"]:
+        assert one["definition"] == planner.definition_of(one)
+
+
+@MANY
+@given(inputs.recipes(), st.randoms(use_true_random=False))
+def test_order_of_hosts_matters_only_within_a_pool(recipe, chance):
+    hosts = inputs.hosts(inputs.hosts_needed(recipe))
+    first = plan_of(recipe, hosts)
+    named = [{**host, "pool": first["hosts"][host["name"]]["pool"]} for host in hosts]
+    # Any interleaving that keeps the order inside each pool: draw the next pool at random.
+    queues = {}
+    for host in named:
+        queues.setdefault(host["pool"], []).append(host)
+    mixed = []
+    while any(queues.values()):
+        mixed.append(queues[chance.choice([name for name, queue in queues.items() if queue])].pop(0))
+    assert plan_of(recipe, mixed) == first
+
+
+@MANY
+@given(inputs.recipes())
+def test_only_serving_endpoints_are_backends(recipe):
+    plan = plan_of(recipe)
+    router = [one for one in plan["processes"] if one["kind"] == "router"]
+    assert bool(router) == ("router" in recipe)
+    for one in router:
+        flags = flags_of(one)
+        for side, role in (("prefiller", "prefill"), ("decoder", "decode")):
+            ends = [item["endpoint"] for item in plan["instances"] if item["role"] == role]
+            assert flags[f"--{side}-hosts"] == [end["address"] for end in ends]
+            assert flags[f"--{side}-ports"] == [str(end["port"]) for end in ends]
+        heads = {item["name"] for item in plan["processes"] if item["kind"] == "head"}
+        assert set(one["starts_after"]) == heads
+        assert plan["processes"][-1] is one
+
+
+@MANY
+@given(inputs.recipes())
+def test_kv_sizes_are_those_of_the_whole_instances(recipe):
+    plan = plan_of(recipe)
+    for one in plan["processes"]:
+        if "kv_transfer" not in recipe or one["kind"] == "router":
+            continue
+        config = json.loads(flags_of(one)["--kv-transfer-config"][0])
+        assert config["kv_role"] == {"prefill": "kv_producer", "decode": "kv_consumer"}[one["role"]]
+        assert isinstance(config["kv_port"], str)
+        sizes = config["kv_connector_extra_config"][one["role"]]
+        if one["pool"] == "last":
+            assert sizes == {"dp_size": one["parallel"]["data"], "tp_size": one["parallel"]["tensor"]}
+        mine = next(port for port in one["ports"] if port["name"] == "kv")
+        rank = one["parallel"]["start_rank"] * one["parallel"]["tensor"]
+        assert mine == {"name": "kv", "first": int(config["kv_port"]) + rank, "count": len(one["devices"])}
+
+
+def test_containers_get_their_devices_or_the_whole_node():
+    recipe = inputs.recipe("qwen3.5-397b-a17b-w8a8-128k-a3")
+    recipe["pools"] = {"serve": {"instances": 2, "instances_per_node": 2, "tensor_parallel": 4}}
+    first, second = plan_of(recipe)["processes"]
+    names = [f"/dev/davinci{number}" for number in range(16)]
+    managers = ["/dev/davinci_manager", "/dev/devmm_svm", "/dev/hisi_hdc"]
+    assert (first["devices"], first["container"]["devices"]) == ([0, 1, 2, 3], names[:4] + managers)
+    # Seen alone, devices 4-7 would be numbered 0-3 inside the container.
+    assert (second["devices"], second["container"]["devices"]) == ([4, 5, 6, 7], names + managers)
+    assert {"name": "ASCEND_RT_VISIBLE_DEVICES", "value": "4,5,6,7"} in second["env"]
+    assert [one["ports"][0]["first"] for one in (first, second)] == [8000, 8001]
+
+
+def test_mirror_cache_and_hardware_shape_the_container():
+    recipe = inputs.recipe("qwen3-235b-a22b-dp2")
+    recipe["hardware"] = "atlas-800-a2"
+    plan = plan_of(recipe, mirror="198.18.0.2:5000/", cache="/data/weights")
+    head = plan["processes"][0]
+    assert head["container"]["image"] == "198.18.0.2:5000/quay.io/ascend/vllm-ascend:v0.11.0rc2"
+    assert len([name for name in head["container"]["devices"] if "davinci" in name]) == 9
+    assert {"source": "/data/weights", "target": "/root/.cache", "read_only": False} in head["container"]["mounts"]
+    assert plan["model"]["directory"] == "/data/weights/modelscope/hub/models/vllm-ascend/Qwen3-235B-A22B"
+
+
+def test_local_weights_are_served_by_path_and_mounted():
+    recipe = inputs.recipe("qwen3.5-397b-a17b-w8a8-128k-a3")
+    recipe["model"]["path"] = "/mnt/share/qwen"
+    head = plan_of(recipe)["processes"][0]
+    assert head["argv"][0] == ["vllm", "serve", "/mnt/share/qwen"]
+    assert {"source": "/mnt/share/qwen", "target": "/mnt/share/qwen", "read_only": False} in head["container"]["mounts"]
+    assert "VLLM_USE_MODELSCOPE" not in [item["name"] for item in head["env"]]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("enforce-eager", True, [["--enforce-eager"]]),
+        ("enable-prefix-caching", False, [["--no-enable-prefix-caching"]]),
+        ("disable-log-stats", False, []),
+        ("max_num_seqs", 3, [["--max_num_seqs", "3"]]),
+        ("compilation-config", {"a": [1, True]}, [["--compilation-config", '{"a":[1,true]}']]),
+        ("cudagraph-capture-sizes", [1, 8], [["--cudagraph-capture-sizes", "[1,8]"]]),
+    ],
+)
+def test_options_are_spelled_as_the_engine_takes_them(key, value, expected):
+    recipe = inputs.recipe("qwen3.5-397b-a17b-w8a8-128k-a3")
+    recipe["args"] = {key: value}
+    argv = plan_of(recipe)["processes"][0]["argv"]
+    before = plan_of({**recipe, "args": {}})["processes"][0]["argv"]
+    assert [words for words in argv if words not in before] == expected
+
+
+def test_pool_options_override_in_place_and_null_takes_away():
+    recipe = inputs.recipe("qwen3.5-397b-a17b-w8a8-128k-a3")
+    recipe["args"] = {"seed": 1, "max_num_seqs": 2, "quantization": "ascend"}
+    recipe["env"] = {"A": "1", "B": "2", "VLLM_USE_MODELSCOPE": "False"}
+    recipe["pools"]["serve"].update(args={"max-num-seqs": 9, "quantization": None}, env={"A": None, "C": "/x:$C"})
+    head = plan_of(recipe)["processes"][0]
+    assert [words for words in head["argv"] if words[0] in ("--seed", "--max-num-seqs", "--quantization")] == [
+        ["--seed", "1"],
+        ["--max-num-seqs", "9"],
+    ]
+    assert not any("max_num" in words[0] for words in head["argv"])
+    names = [item["name"] for item in head["env"]]
+    assert names == ["ASCEND_RT_VISIBLE_DEVICES", "VLLM_USE_MODELSCOPE", "B", "C", "LD_PRELOAD"]
+    assert {"name": "VLLM_USE_MODELSCOPE", "value": "False"} in head["env"]
+    assert {"name": "C", "prepend": "/x"} in head["env"]
+
+
+def test_definition_of_a_process_ignores_its_neighbours():
+    recipe = inputs.recipe(inputs.PD)
+    before = {one["name"]: one["definition"] for one in plan_of(recipe)["processes"]}
+    recipe["pools"]["decode"]["args"]["max-num-seqs"] = 31
+    after = {one["name"]: one["definition"] for one in plan_of(recipe)["processes"]}
+    assert sorted(name for name in before if before[name] != after[name]) == ["decode-0-head", "decode-0-headless-1"]
+
+
+def test_device_pairs_of_the_prefill_decode_recipe():
+    pairs = plan_of(inputs.recipe(inputs.PD))["device_pairs"]
+    assert [(pair["reason"], pair["pattern"]) for pair in pairs] == [
+        ("collective", "same-position"),
+        ("kv-transfer", "across"),
+    ]
+    assert [[one["host"] for one in group] for pair in pairs for group in pair["groups"]] == [
+        ["n001", "n002"],
+        ["n000"],
+        ["n001", "n002"],
+    ]
+
+
+def test_pools_that_do_not_fit_the_hosts_raise_all_mistakes():
+    hosts = inputs.hosts(2)
+    hosts[1]["pool"] = "nowhere"
+    with pytest.raises(InputError) as caught:
+        plan_of(inputs.recipe(inputs.PD), hosts)
+    assert {item["id"] for item in caught.value.findings} == {"host-pool-unknown", "hosts-too-few"}
+
+
+def test_a_large_cluster_stays_one_entry_an_instance():
+    recipe = inputs.recipe(inputs.PD)
+    recipe["pools"]["prefill"]["instances"] = 100
+    recipe["pools"]["decode"]["instances"] = 100
+    hosts = inputs.hosts(300)
+    random.Random(7).shuffle(hosts)
+    plan = plan_of(recipe, hosts)
+    assert len(plan["processes"]) == 301
+    assert len(plan["device_pairs"]) == 101
+
+
+@pytest.mark.parametrize(
+    ("image", "suffix", "mirror", "expected"),
+    [
+        ("q.io/a/v:v0.21.0rc1", "-a3", "", "q.io/a/v:v0.21.0rc1-a3"),
+        ("q.io/a/v:v0.18.0-openeuler", "-a3", "m.io", "m.io/q.io/a/v:v0.18.0-a3-openeuler"),
+        ("q.io/a/v:v0.21.0rc1-a3", "-a3", "", "q.io/a/v:v0.21.0rc1-a3"),
+        ("q.io:5000/a/v:nightly-main", "-a3", "", "q.io:5000/a/v:nightly-main"),
+        ("q.io:5000/a/v", "-a3", "", "q.io:5000/a/v"),
+        ("q.io/a/v:v0.21.0@sha256:00", "-a3", "", "q.io/a/v:v0.21.0@sha256:00"),
+    ],
+)
+def test_image_references(image, suffix, mirror, expected):
+    assert engines.image_for(image, suffix, mirror) == expected
+
+
+def test_versions_order_as_releases_do():
+    order = ["v0.8.4rc2", "v0.11.0rc1", "v0.11.0rc2", "0.11.0", "0.11.0.post1", "v0.17.0rc1-a3", "v0.21.0rc1"]
+    keys = [engines.version_key(text) for text in order]
+    assert None not in keys
+    assert keys == sorted(keys)
+    assert engines.version_key("nightly-main") is None
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [("v0.21.0rc1", "0.3.9"), ("v0.23.0", "0.3.11.post1"), ("v0.20.2rc1", "0.3.8.post1"), ("v0.11.0rc2", None)],
+)
+def test_mooncake_of_an_image(version, expected):
+    assert engines.mooncake_version("vllm-ascend", version) == expected
+
+
+def test_negative_forms_are_those_of_the_option_table():
+    table = json.loads((inputs.ROOT / "catalog" / "engine_options" / "vllm-0.21.json").read_text())
+    booleans = {option["name"].lstrip("-") for option in table["options"] if option["kind"] == "boolean"}
+    assert booleans == engines.NEGATABLE

@@ -55,8 +55,7 @@ def free_ports(count: int, address: str = "127.0.0.1") -> int:
     for first in range(21000 + os.getpid() % 5000, 60000, count):
         held = []
         try:
-            for port in range(first, first + count):
-                held.append(socket.create_server((address, port)))
+            held.extend(socket.create_server((address, port)) for port in range(first, first + count))
         except OSError:
             continue
         finally:

@@ -1,0 +1,325 @@
+"""Parts of the engine simulator by themselves: text, batching, weights, HBM leases, and what a start refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+
+import pytest
+
+from sandbox.engine.sim import config as configuration
+from sandbox.engine.sim import environment, proxy, text, timing, weights
+from sandbox.engine.sim.log import EngineError
+from sandbox.engine.sim.options import load_table, make_parser
+from sandbox.engine.sim.rank import Event, Rank, Request, Running
+from tests.unit.engine_harness import MODEL, make_machine, put
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    root = make_machine(tmp_path / "machine", devices=16)
+    monkeypatch.setenv("SIM_ROOT", str(root))
+    monkeypatch.setenv("VLLM_USE_MODELSCOPE", "true")
+    monkeypatch.setenv("VLLM_HOST_IP", "127.0.0.1")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(root / "cann"))
+    for name in ("ASCEND_RT_VISIBLE_DEVICES", "SIM_FAIL", "GLOO_SOCKET_IFNAME", "HCCL_SOCKET_IFNAME", "HCCL_IF_IP"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SIM_SPEED", "1000")
+    return root
+
+
+TABLE = load_table()
+PARSER = make_parser(TABLE, "0.21.0")
+
+
+def settings(*arguments: str) -> configuration.Settings:
+    return configuration.settings(PARSER.parse_args(["serve", MODEL, *arguments]), TABLE)
+
+
+def refused(*arguments: str) -> str:
+    with pytest.raises(EngineError) as raised:
+        settings(*arguments)
+    return raised.value.message
+
+
+def kv(role: str = "kv_producer", name: str = "MooncakeConnectorV1", **more: object) -> str:
+    sizes = {"prefill": {"dp_size": 2, "tp_size": 4}, "decode": {"dp_size": 4, "tp_size": 2}}
+    base = {"kv_connector": name, "kv_role": role, "kv_port": "23010", "kv_connector_extra_config": sizes}
+    return json.dumps(base | more)
+
+
+def write(prompt: str, tokens: int) -> str:
+    seed = text.seed_of(prompt, 0, None)
+    return "".join(piece for piece, _ in itertools.islice(text.answer(prompt, seed), tokens))
+
+
+def test_answers_are_words_that_depend_on_the_prompt():
+    first, second = write("The future of AI is", 300), write("Tell me about bridges", 300)
+    assert first == write("The future of AI is", 300)
+    assert first != second
+    plain = [word.strip(".,") for word in first.split()]
+    assert all(word.isalpha() for word in plain[:-1])
+    threes = list(zip(plain, plain[1:], plain[2:], strict=False))
+    assert len(set(threes)) > 0.9 * len(threes), "no phrase is repeated much"
+
+
+def test_facts_and_tokens():
+    assert write("What is 12 + 30?", 2) == " 42."
+    assert write("Name the capital of France.", 2) == " Paris."
+    sample = "Some longwords and 2026 tokens.\n"
+    assert "".join(text.pieces(sample)) == sample
+    assert text.pieces("longwords") == ["longwor", "ds"]
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_stop_strings_never_leak(count):
+    whole = write("The future of AI is", 60)
+    stop = whole[40:46]
+    state = Running(
+        Request("r", "The future of AI is", 5, 60, stop=[stop], seed=text.seed_of("The future of AI is", 0, None))
+    )
+    sent, finish = "", None
+    while finish is None:
+        fresh, _, finish = state.extend(count)
+        sent += fresh
+    assert finish == "stop"
+    assert sent == whole[: whole.index(stop)]
+
+
+def test_end_of_text_and_limits():
+    def run(**fields: object) -> tuple[int, str | None]:
+        state, finish = Running(Request("r", "p", 1, 2000, **fields)), None
+        while finish is None:
+            _, _, finish = state.extend(50)
+        return state.produced, finish
+
+    natural, reason = run()
+    assert reason == "stop"
+    assert 30 < natural < 400
+    assert run(ignore_eos=True) == (2000, "length")
+    assert run(min_tokens=natural + 1)[0] > natural
+
+
+def batch(config: configuration.Settings, requests: list[Request]) -> tuple[list[list[Event]], list[dict]]:
+    """Run requests on one rank; events and figures of each step."""
+    steps: list[list[Event]] = []
+    figures: list[dict] = []
+
+    async def run() -> None:
+        rank = Rank(config, 0, None, lambda events, stats: (steps.append(events), figures.append(stats)))
+        for request in requests:
+            rank.add(request)
+        task = asyncio.create_task(rank.run())
+        while sum(bool(e.finish) for step in steps for e in step) < len(requests):
+            await asyncio.sleep(0.001)
+        task.cancel()
+
+    asyncio.run(run())
+    return steps, figures
+
+
+def test_scheduler_keeps_its_limits(machine):
+    config = settings("--max-num-seqs", "2", "--max-num-batched-tokens", "16")
+    requests = [Request(f"r{i}", f"prompt {i}", 40, 5, ignore_eos=True) for i in range(5)]
+    steps, figures = batch(config, requests)
+    assert max(f["running"] for f in figures) == 2
+    assert figures[0]["waiting"] == 3
+    first = next(i for i, step in enumerate(steps) if any(e.tokens for e in step))
+    assert first == 2, "40 prompt tokens in chunks of 16 are whole in the third step"
+    totals = {r.id: sum(e.tokens for step in steps for e in step if e.id == r.id) for r in requests}
+    assert set(totals.values()) == {5}
+
+
+def test_draft_tokens_bring_several_a_step(machine):
+    plain = batch(settings(), [Request("r", "p", 4, 60, ignore_eos=True)])[0]
+    config = settings("--speculative-config", '{"method": "mtp", "num_speculative_tokens": 3}')
+    drafted = batch(config, [Request("r", "p", 4, 60, ignore_eos=True)])[0]
+    words = ["".join(e.text for step in steps for e in step) for steps in (plain, drafted)]
+    assert words[0] == words[1]
+    assert len(drafted) < 0.8 * len(plain)
+
+
+def test_time_of_a_step():
+    quiet = timing.step_seconds(0, 1, 8, 0, eager=False)
+    assert timing.step_seconds(0, 64, 8, 0, eager=False) > quiet
+    assert timing.step_seconds(0, 1, 8, 0, eager=True) > quiet
+    assert timing.step_seconds(4096, 0, 2, 0, eager=False) > timing.step_seconds(4096, 0, 16, 0, eager=False)
+
+
+def test_data_parallel_shapes(machine):
+    head = settings("-dp", "16", "-dpl", "8", "--data-parallel-start-rank", "0", "--api-server-count", "1")
+    assert (head.mode, head.ranks, head.is_head, head.api_servers) == ("internal", range(8), True, 1)
+    tail = settings("-dp", "16", "-dpl", "8", "--data-parallel-start-rank", "8", "--headless")
+    assert (tail.mode, tail.ranks, tail.is_head, tail.api_servers) == ("internal", range(8, 16), False, 0)
+    external = settings("-dp", "4", "--data-parallel-rank", "2")
+    assert (external.mode, external.ranks, external.api_servers) == ("external", range(2, 3), 1)
+    assert settings("-dp", "4").api_servers == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--headless", "--api-server-count", "1"], "--api-server-count=1 cannot be used with --headless"),
+        (["-dp", "2", "-dpl", "4"], "data_parallel_size_local (4) must be <= data_parallel_size (2)"),
+        (["-dp", "4", "-dpl", "2", "-dpr", "3"], "data_parallel_start_rank (3) + data_parallel_size_local (2)"),
+        (["--quantization", "int3"], "Unknown quantization method: int3"),
+        (["--max-model-len", "5000"], "User-specified max_model_len (5000) is greater than the derived"),
+        (["--max-num-seqs", "64", "--max-num-batched-tokens", "32"], "must be greater than or equal to max_num_seqs"),
+        (["--additional-config", '{"recompute_scheduler_enable": true}'], "recompute_scheduler_enable is only"),
+        (["--additional-config", "oops"], "Input should be a valid dictionary"),
+        (["-dp", "2", "-tp", "4", "--kv-transfer-config", kv(name="Nothing")], "Unsupported connector type: Nothing"),
+        (["-dp", "4", "-tp", "4", "--kv-transfer-config", kv()], "says prefill dp_size=2 tp_size=4"),
+        (["-dp", "2", "-tp", "4", "--kv-transfer-config", kv("kv_consumer")], "says decode dp_size=4 tp_size=2"),
+        (
+            ["-dp", "1", "-tp", "1", "--kv-transfer-config",
+             kv(kv_connector_extra_config={"prefill": {"dp_size": 1, "tp_size": 1},
+                                           "decode": {"dp_size": 1, "tp_size": 2}})],
+            "prefill_tp_size: 1 must be greater than or equal to the decode_tp_size: 2",
+        ),
+        (["-dp", "2", "-tp", "4", "--kv-transfer-config", kv(kv_connector_extra_config={})], "must hold `prefill`"),
+        (["-tp", "4", "-dcp", "3"], "tp_size=4 must be divisible by dcp_size=3"),
+    ],
+)  # fmt: skip
+def test_impossible_combinations(machine, arguments, message):
+    assert message in refused(*arguments)
+
+
+def test_rope_scaling_stretches_the_context(machine):
+    rope = {"rope_parameters": {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 4096}}
+    assert settings("--max-model-len", "16000", "--hf-overrides", json.dumps(rope)).max_model_len == 16000
+
+
+def test_connector_inside_a_multi_connector(machine):
+    store = {"kv_connector": "AscendStoreConnector", "kv_role": "kv_producer"}
+    multi = {"kv_connector": "MultiConnector", "kv_role": "kv_producer",
+             "kv_connector_extra_config": {"connectors": [json.loads(kv()), store]}}  # fmt: skip
+    found = settings("-dp", "2", "-tp", "4", "--kv-transfer-config", json.dumps(multi)).kv
+    assert found
+    assert (found.connector, found.side, found.port) == ("MooncakeConnectorV1", "prefill", 23010)
+
+
+def test_devices(machine, monkeypatch):
+    assert environment.visible_devices() == list(range(16))
+    monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "4,5")
+    assert environment.visible_devices() == [4, 5]
+    config = settings("-dp", "2", "-tp", "2")
+    with pytest.raises(EngineError, match=r"local range: \[2, 4\)"):
+        configuration.check_devices(config, environment.visible_devices())
+    with pytest.raises(EngineError, match=r"World size \(4\) is larger than the number of available NPUs \(2\)"):
+        configuration.check_devices(settings("-tp", "4"), environment.visible_devices())
+    monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "15,16")
+    with pytest.raises(EngineError, match="Error setting ASCEND_RT_VISIBLE_DEVICES"):
+        environment.visible_devices()
+    (machine / "dev/devmm_svm").unlink()
+    with pytest.raises(EngineError, match="cannot open /dev/devmm_svm"):
+        environment.visible_devices()
+
+
+@pytest.mark.parametrize(
+    ("missing", "library"),
+    [
+        ("cann/libhccl.so", "libhccl.so"),
+        ("cann/libatb.so", "libatb.so"),
+        ("usr/local/Ascend/driver/lib64/driver", "libascend_hal.so"),
+        ("usr/local/dcmi", "libdcmi.so"),
+    ],
+)
+def test_missing_libraries(machine, missing, library):
+    environment.check_libraries()
+    (machine / missing).rename(machine / "away")
+    with pytest.raises(EngineError, match="Failed to infer device type") as raised:
+        environment.check_libraries()
+    assert f"ImportError: {library}: cannot open shared object file" in raised.value.lines[1]
+
+
+def test_hbm_leases(machine):
+    folder = machine / "usr/local/dcmi/leases"
+    put(folder / "left-behind.json", json.dumps({"pid": 1, "name": "x", "devices": {"0": 60000}}).encode())
+    first, second = environment.Lease(), environment.Lease()
+    first.take([0, 1], 50_000, "EngineCore")
+    (lease,) = [path for path in folder.glob("*.json") if path.name != "left-behind.json"]
+    assert json.loads(lease.read_text())["devices"] == {"0": 50_000, "1": 50_000}
+    with pytest.raises(EngineError, match="NPU out of memory") as raised:
+        second.take([1, 2], 50_000, "EngineCore_DP0")
+    assert "(NPU 0; 64.00 GiB total capacity" in raised.value.message
+    first.release()
+    second.take([1, 2], 50_000, "EngineCore_DP0")
+    second.release()
+
+
+def test_hbm_that_others_use(machine):
+    devices = [{"phy_id": 0, "hbm_total_mb": 65536, "hbm_used_mb": 30000}]
+    put(machine / "usr/local/dcmi/state.json", json.dumps({"devices": devices}).encode())
+    with pytest.raises(EngineError, match="NPU out of memory"):
+        environment.Lease().take([0], 56_000, "EngineCore")
+
+
+def test_weights_that_do_not_fit(machine, tmp_path):
+    root = make_machine(tmp_path / "big", total_size=400 * 2**30)
+    (machine / "root").rename(machine / "old")
+    (root / "root").rename(machine / "root")
+    assert configuration.check_memory(settings("-tp", "16"), 65536)[1] > 0
+    with pytest.raises(EngineError, match="No available memory for the cache blocks") as raised:
+        configuration.check_memory(settings("-tp", "4"), 65536)
+    assert raised.value.lines[0].startswith("Available KV cache memory: -")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), "No such file or directory"),
+        (lambda path: path.write_bytes(b"version https://git-lfs.example/spec/v1\n"), "HeaderTooLarge"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-2]), "MetadataIncompleteBuffer"),
+        (lambda path: path.write_bytes(b"abc"), "HeaderTooSmall"),
+    ],
+)
+def test_damaged_weights(machine, damage, message):
+    model = weights.read(MODEL)
+    for shard in model.shards:
+        weights.load(shard, "EngineCore")
+    damage(model.shards[1])
+    with pytest.raises(EngineError, match=message):
+        weights.load(model.shards[1], "EngineCore")
+
+
+def test_model_that_is_not_there(machine, monkeypatch):
+    with pytest.raises(EngineError, match="Can't load the configuration of 'no/model'"):
+        weights.read("no/model")
+    monkeypatch.setenv("VLLM_USE_MODELSCOPE", "False")
+    with pytest.raises(EngineError, match="Can't load the configuration"):
+        weights.read(MODEL)
+    assert weights.read(f"/root/.cache/modelscope/hub/models/{MODEL}").is_moe
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("GLOO_SOCKET_IFNAME", "eth99", "Unable to find interface for: eth99"),
+        ("HCCL_SOCKET_IFNAME", "eth99", "EI0001.*get host ip fail by socket Ifname"),
+        ("HCCL_IF_IP", "192.0.2.77", "EI0001.*HCCL_IF_IP"),
+        ("HCCL_SOCKET_IFNAME", "=l", "EI0001"),
+        ("HCCL_SOCKET_IFNAME", "l", None),
+        ("GLOO_SOCKET_IFNAME", "lo", None),
+        ("HCCL_IF_IP", "127.0.0.1", None),
+    ],
+)
+def test_interfaces(machine, monkeypatch, variable, value, message):
+    monkeypatch.setenv(variable, value)
+    if message is None:
+        environment.check_interfaces("EngineCore")
+    else:
+        with pytest.raises(EngineError, match=message):
+            environment.check_interfaces("EngineCore")
+
+
+def test_proxy_arguments():
+    args = proxy.parse(
+        ["--prefiller-hosts", "192.0.2.1", "--prefiller-port", "30060", "--decoder-hosts", "192.0.2.2", "192.0.2.3",
+         "--decoder-ports", "1", "2", "--host", "192.0.2.1"], layerwise=True,
+    )  # fmt: skip
+    assert (args.prefiller_ports, args.decoder_ports) == ([30060], [1, 2])
+    with pytest.raises(ValueError, match="must match number of decoder ports"):
+        proxy.parse(["--decoder-hosts", "a", "b", "--decoder-ports", "1"], layerwise=False)
+    with pytest.raises(ValueError, match=r"--host 0\.0\.0\.0 cannot be used"):
+        proxy.parse(["--host", "0.0.0.0"], layerwise=True)

@@ -6,7 +6,7 @@ for what can't be read: a missing tool is a fact about the node, and judging it 
 
 from __future__ import annotations
 
-__all__ = ["SUBSETS", "Node", "gather"]
+__all__ = ["DEFAULT_SUBSETS", "SUBSETS", "SYSCTLS", "Node", "gather", "hccn_call"]
 
 import json
 import os
@@ -24,6 +24,8 @@ SUBSETS = ("system", "network", "disk", "npu", "health", "hccn", "container_engi
 DEFAULT_SUBSETS = ("system", "network", "disk", "npu", "container_engine", "weights", "state")
 SYSCTLS = ("vm.swappiness", "kernel.numa_balancing", "net.ipv4.ip_local_port_range", "net.ipv4.ip_local_reserved_ports")
 DEFAULT_ENGINE = "docker"
+#: What stages leave behind on a node for later runs: the fabric verdict and the last benchmark.
+KEPT = ("fabric", "smoke_bench")
 _PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy")
 _DOCKER_PROXIES = {
     "httpProxy": "http_proxy",
@@ -383,13 +385,15 @@ def _state(node: Node, cluster: str) -> Dict[str, Any]:
         target = os.path.basename(os.readlink(node.path(f"{base}/current")).rstrip("/"))
     except OSError:
         target = ""
-    fabric, error = _json_file(node, f"/var/lib/ascent/{cluster}/fabric.json")
-    if error:
-        errors.append(error)
+    kept = {}
+    for name in KEPT:
+        kept[name], error = _json_file(node, f"/var/lib/ascent/{cluster}/{name}.json")
+        if error:
+            errors.append(error)
     return {
         "current": int(target) if re.match(r"[0-9]{1,9}\Z", target) else None,
         "generations": generations,
-        "fabric": fabric,
+        **kept,
         "error": "; ".join(errors) or None,
     }
 

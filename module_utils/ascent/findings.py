@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
-__all__ = ["SEVERITIES", "failed", "finding", "sort_findings"]
+__all__ = ["SEVERITIES", "failed", "finding", "message", "sort_findings"]
 
 from typing import Any, Dict, Iterable, List, Optional
 
 #: From worst to mildest. Only ``error`` stops a stage.
 SEVERITIES = ("error", "warning", "info")
+
+_DETAILS = (("at", "evidence"), ("cause", "cause"), ("fix", "fix"))
 
 
 def finding(
@@ -51,3 +53,14 @@ def failed(findings: Iterable[Dict[str, Any]]) -> bool:
 def sort_findings(findings: Iterable[Dict[str, Any]]) -> List[Dict[str, Any]]:
     """Worst first, then by host and id, so that two runs over the same state print the same list."""
     return sorted(findings, key=lambda item: (SEVERITIES.index(item["severity"]), item["host"] or "", item["id"]))
+
+
+def message(findings: Iterable[Dict[str, Any]]) -> str:
+    """Every error as an operator reads it: number, host, summary and id, then where it shows, why, and what to do."""
+    lines: List[str] = []
+    errors = [item for item in sort_findings(findings) if item["severity"] == "error"]
+    for number, item in enumerate(errors, 1):
+        place = f"{item['host']}: " if item["host"] and item["host"] not in item["summary"] else ""
+        lines.append(f"{number}. {place}{item['summary']} [{item['id']}]")
+        lines += [f"   {label}: {item[key]}" for label, key in _DETAILS if item[key]]
+    return "\n".join(lines)

@@ -15,7 +15,7 @@ from __future__ import annotations
 __all__ = ["container_definition", "decide", "locked_digest", "manifest"]
 
 import hashlib
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, Iterable, List, Mapping, Optional
 
 
 def container_definition(process: Mapping[str, Any], digest: Optional[str]) -> str:
@@ -23,14 +23,14 @@ def container_definition(process: Mapping[str, Any], digest: Optional[str]) -> s
     return hashlib.sha256(f"{process['definition']} {digest or ''}".encode()).hexdigest()
 
 
-def locked_digest(image: str, states: Mapping[str, Optional[Mapping[str, Any]]]) -> Optional[str]:
+def locked_digest(image: str, states: Iterable[Optional[Mapping[str, Any]]]) -> Optional[str]:
     """The digest that the newest generation on any host has locked for ``image``; None when none has.
 
-    ``states`` maps a host to its ``state`` facts (``{"current", "generations"}``) or to None when it was not read.
+    ``states`` has each host's ``state`` facts (``{"current", "generations"}``), or None where it was not read.
     """
     found: Optional[str] = None
     newest = 0
-    for state in states.values():
+    for state in states:
         for entry in _generations(state):
             if entry.get("image") == image and entry.get("digest") and entry["number"] >= newest:
                 newest, found = entry["number"], entry["digest"]

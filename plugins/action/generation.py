@@ -12,7 +12,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 from ascent import generations
-from ascent_controller import render
+from ascent_controller import facts, render
 
 
 class ActionModule(ActionBase):
@@ -25,12 +25,14 @@ class ActionModule(ActionBase):
         """Run the module with the arguments it needs."""
         result = super().run(tmp, task_vars)
         task_vars = task_vars or {}
-        plan = task_vars.get("ascent_plan")
-        if not plan:
-            raise AnsibleActionFail("there is no launch plan: run this through deploy.yml, which plans first")
+        plan = facts.plan(task_vars)
         host = task_vars["inventory_hostname"]
         digest = self._task.args.get("digest")
-        states = {name: (task_vars["hostvars"][name].get("ascent_node") or {}).get("state") for name in plan["hosts"]}
+        if not digest and not self._task.check_mode:
+            raise AnsibleActionFail(
+                f"the image {plan['engine']['image']} is not locked to a digest yet: run --tags provision first"
+            )
+        states = {name: (node or {}).get("state") for name, node in facts.nodes(task_vars).items()}
         decision = generations.decide(plan, digest, states)
         manifest = generations.manifest(
             plan, digest, decision, host, states[host], datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

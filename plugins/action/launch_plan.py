@@ -11,13 +11,19 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 
 from ascent.findings import failed, finding, sort_findings
-from ascent_controller import planning, render
+from ascent_controller import facts, planning, render
 
 _ABSENT = ("ansible_host", "node_ip", "nic", "arch", "hardware", "pool")
 
 
 class ActionModule(ActionBase):
-    """Reads inventory, recipe and catalogue; sets ``ascent_plan``, ``ascent_hosts`` and ``ascent_node_query``; writes files if asked to."""
+    """Reads inventory, recipe and catalogue; sets facts and writes files if asked to.
+
+    The play's first host does the work and keeps the facts ``ascent_plan``, ``ascent_hosts`` and ``ascent_node_query``
+    for all; the others return at once. It takes no ``run_once``: ansible-core 2.21 gives all hosts one and the same
+    dict when the first fact of a run comes from a ``run_once`` task, and every later fact of one host then shows on
+    all of them (ansible/ansible issue 87415).
+    """
 
     TRANSFERS_FILES = False
     _requires_connection = False
@@ -27,6 +33,9 @@ class ActionModule(ActionBase):
         """Plan; fail with every mistake in one message."""
         result = super().run(tmp, task_vars)
         task_vars = task_vars or {}
+        keeper = facts.keeper(task_vars)
+        if task_vars["inventory_hostname"] != keeper:
+            return {**result, "changed": False, "ansible_facts": {"ascent_plan_keeper": keeper}}
         _, arguments = self.validate_argument_spec(
             {
                 "cluster": {"type": "str"},
@@ -44,14 +53,14 @@ class ActionModule(ActionBase):
             return self._ended(result, findings, None, names)
         hosts = [self._host(name, hostvars) for name in names]
         discover = arguments["discover"] == "allowed"
-        if discover and any(_incomplete(host) and not hostvars[name].get("ascent_node") for name, host in hosts):
+        if discover and any(_incomplete(host) and not facts.node(task_vars, name) for name, host in hosts):
             # Mistakes that need no answer from a host are told now; the rest after the nodes were asked.
             draft, found = planning.prepare(
                 recipe, [_filled(host) for _, host in hosts], **self._settings(cluster, task_vars)
             )
             result["needs_facts"] = not failed(found)
             return self._ended(result, found if failed(found) else [], None, names, draft)
-        complete = [planning.complete_host(host, hostvars[name].get("ascent_node")) for name, host in hosts]
+        complete = [planning.complete_host(host, facts.node(task_vars, name)) for name, host in hosts]
         plan, findings = planning.prepare(recipe, complete, **self._settings(cluster, task_vars))
         if plan is not None and arguments["render_to"]:
             self._write(Path(arguments["render_to"]), plan, result)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+from ascent import generations
+from ascent_controller import checking, provisioning
 
 DOCUMENTATION = r"""
 name: ascent_mounts
@@ -23,9 +26,27 @@ def ascent_mounts(mounts: Sequence[Mapping[str, Any]], *extra: Mapping[str, Any]
     ]
 
 
+def ascent_locked_image(reference: str, facts: Iterable[Mapping[str, Any]]) -> dict[str, str | None]:
+    """The image by the digest that the cluster has locked for it: ``{"reference", "digest", "name"}``.
+
+    ``facts`` has every host's ``ansible_facts``. Without a lock the digest is None and the name is the reference itself.
+    """
+    states = [(host.get("ascent_node") or {}).get("state") for host in facts]
+    digest = generations.locked_digest(reference, states)
+    name = provisioning.at_digest(reference, digest) if digest else reference
+    return {"reference": reference, "digest": digest, "name": name}
+
+
 class FilterModule:
     """Registers the filters."""
 
-    def filters(self) -> dict[str, Any]:
+    def filters(self) -> dict[str, Callable[..., Any]]:
         """Name to function."""
-        return {"ascent_mounts": ascent_mounts}
+        return {
+            "ascent_bench_due": checking.bench_due,
+            "ascent_endpoint_host": checking.endpoint_host,
+            "ascent_health_endpoints": checking.health_endpoints,
+            "ascent_locked_image": ascent_locked_image,
+            "ascent_mounts": ascent_mounts,
+            "ascent_version_urls": checking.version_urls,
+        }

@@ -144,7 +144,7 @@ def test_bare_node_is_nulls_with_reasons_not_an_error(tmp_path):
     assert facts["container_engine"]["installed"] is False
     assert facts["network"]["addresses"] == []
     assert facts["weights"]["present"] is False
-    assert facts["state"] == {"current": None, "generations": [], "fabric": None, "error": None}
+    assert facts["state"] == {"current": None, "generations": [], "fabric": None, "smoke_bench": None, "error": None}
 
 
 def test_tool_failure_is_told_with_its_code(root):

@@ -1,0 +1,51 @@
+"""What the check stage asks, taken from the plan. Pure functions behind the filters of plugins/filter/ascent.py."""
+
+from __future__ import annotations
+
+__all__ = ["bench_due", "endpoint_host", "health_endpoints", "version_urls"]
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def endpoint_host(plan: Mapping[str, Any]) -> str:
+    """The host whose process clients talk to; checks run from there, where the endpoint is reachable for sure."""
+    return next(str(item["host"]) for item in plan["processes"] if item["name"] == plan["endpoint"]["process"])
+
+
+def health_endpoints(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every process that answers a health request, as the module `endpoint_health` takes them, engines before routers.
+
+    A process is named by its instance, so that a finding says what the operator knows; a router by itself.
+    """
+    models = {instance["name"]: f"{instance['endpoint']['url']}/v1/models" for instance in _serving(plan)}
+    return [
+        {
+            "name": process["instance"] or process["name"],
+            "host": process["host"],
+            "url": process["health"],
+            **({"models_url": models[process["instance"]]} if process["instance"] in models else {}),
+        }
+        for process in plan["processes"]
+        if process["health"]
+    ]
+
+
+def version_urls(plan: Mapping[str, Any]) -> list[str]:
+    """Version pages of the engines; one that calls itself simulated marks every figure of a benchmark."""
+    return [f"{instance['endpoint']['url']}/version" for instance in _serving(plan)]
+
+
+def bench_due(wanted: str, plan_hash: str, last: Mapping[str, Any] | None) -> bool:
+    """Whether the smoke benchmark runs: ``always``, ``never``, or ``auto`` for once per plan.
+
+    >>> bench_due("auto", "h1", {"plan_hash": "h1"}), bench_due("auto", "h1", None)
+    (False, True)
+    """
+    if wanted == "auto":
+        return (last or {}).get("plan_hash") != plan_hash
+    return wanted == "always"
+
+
+def _serving(plan: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [instance for instance in plan["instances"] if instance["endpoint"]]

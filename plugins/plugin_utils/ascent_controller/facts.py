@@ -1,0 +1,38 @@
+"""The facts that Ascent's own modules set, as action plugins read them."""
+
+from __future__ import annotations
+
+__all__ = ["keeper", "node", "nodes", "plan"]
+
+from collections.abc import Mapping
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+
+
+def keeper(task_vars: Mapping[str, Any]) -> str:
+    """The host that keeps the facts of the whole cluster: the play's first."""
+    hosts = task_vars.get("ansible_play_hosts_all") or [task_vars["inventory_hostname"]]
+    return str(hosts[0])
+
+
+def plan(task_vars: Mapping[str, Any]) -> dict[str, Any]:
+    """The launch plan; AnsibleActionFail where nothing was planned before."""
+    found = _of(task_vars, keeper(task_vars)).get("ascent_plan")
+    if not found:
+        raise AnsibleActionFail("there is no launch plan: run this through deploy.yml, which plans first")
+    return dict(found)
+
+
+def node(task_vars: Mapping[str, Any], host: str) -> dict[str, Any] | None:
+    """What `node_info` read of a host in this run; None when it was not read."""
+    return _of(task_vars, host).get("ascent_node")
+
+
+def nodes(task_vars: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
+    """`node` of every host of the plan."""
+    return {name: node(task_vars, name) for name in plan(task_vars)["hosts"]}
+
+
+def _of(task_vars: Mapping[str, Any], host: str) -> Mapping[str, Any]:
+    return task_vars["hostvars"][host].get("ansible_facts") or {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -17,7 +18,6 @@ from typing import Any
 from sandbox.lib.plan import BENCHMARK_NETWORK, SandboxError
 
 LABEL = "ascent.sandbox"
-CGROUP_PARENT = "/ascent-sandbox"
 START_TIMEOUT_S = 30
 STOP_TIMEOUT_S = 30
 
@@ -54,6 +54,24 @@ def exclusive(say: Any = print) -> Iterator[None]:
         yield
 
 
+def wreckage(prefix: str) -> set[int]:
+    """The live processes with an argument that starts with `prefix`, such as a container's shim, and their children."""
+    parents: dict[int, int] = {}
+    chosen = set()
+    for directory in Path("/proc").iterdir():
+        if not directory.name.isdigit():
+            continue
+        try:
+            arguments = (directory / "cmdline").read_bytes()
+            # After the name, which is in brackets and may hold anything: state, parent.
+            parents[int(directory.name)] = int((directory / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):
+            continue
+        if any(argument.startswith(prefix.encode()) for argument in arguments.split(b"\0")):
+            chosen.add(int(directory.name))
+    return chosen | {pid for pid, parent in parents.items() if parent in chosen}
+
+
 class Engine:
     """The private daemon and its command line."""
 
@@ -63,6 +81,8 @@ class Engine:
         self.root = cache_directory()
         self.socket = self.root / "docker.sock"
         self.pidfile = self.root / "docker.pid"
+        # Another user's daemon has another cache, so that neither takes the other's control groups for its own.
+        self.cgroup = "ascent-sandbox-" + hashlib.sha256(str(self.root).encode()).hexdigest()[:8]
 
     def pid(self) -> int | None:
         """The daemon's process id while it runs."""
@@ -73,6 +93,10 @@ class Engine:
             return None
         return pid if str(self.root / "data").encode() in arguments else None
 
+    def used(self) -> bool:
+        """Whether the daemon ever ran, so that it may have something to remove."""
+        return (self.root / "data").is_dir()
+
     def start(self) -> bool:
         """Starts the daemon unless it runs; True when it had to be started."""
         if self.pid():
@@ -80,7 +104,7 @@ class Engine:
         if os.geteuid() != 0:
             raise SandboxError("the sandbox runs a Docker daemon of its own, which takes root: run this with sudo")
         self.root.mkdir(parents=True, exist_ok=True)
-        self.pidfile.unlink(missing_ok=True)
+        self._clear_wreck()
         command = [
             str(self.daemon),
             f"--host=unix://{self.socket}",
@@ -95,7 +119,7 @@ class Engine:
             "--iptables=false",
             "--ip-forward=false",
             "--ip-masq=false",
-            f"--cgroup-parent={CGROUP_PARENT}",
+            f"--cgroup-parent=/{self.cgroup}",
             f"--insecure-registry={BENCHMARK_NETWORK}",
         ]
         with (self.root / "docker.log").open("wb") as log:
@@ -124,18 +148,30 @@ class Engine:
                 time.sleep(0.05)
             if self.pid():
                 raise SandboxError(f"dockerd (pid {pid}) does not stop; see {self.root / 'docker.log'}")
-        for mount in self._mounts():
-            subprocess.run(["umount", mount], check=False, capture_output=True)
-        name = CGROUP_PARENT.strip("/")
-        for pattern in (name, f"*/{name}"):
-            for group in Path("/sys/fs/cgroup").glob(pattern):
-                with contextlib.suppress(OSError):
-                    group.rmdir()
+        self._clear_wreck()
+        for pattern in (self.cgroup, f"*/{self.cgroup}"):
+            for top in Path("/sys/fs/cgroup").glob(pattern):
+                # Below it only a crash leaves anything.
+                for group in [*sorted((path for path in top.rglob("*") if path.is_dir()), reverse=True), top]:
+                    with contextlib.suppress(OSError):
+                        group.rmdir()
 
-    def _mounts(self) -> list[str]:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
-        points = [line.split()[4] for line in lines]
-        return sorted((point for point in points if point.startswith(f"{self.root}/")), reverse=True)
+    def _clear_wreck(self) -> None:
+        """Removes what a daemon that did not end in order left running or mounted; nothing after an orderly end."""
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while wreck := wreckage(f"{self.root}/exec/"):
+            for pid in wreck:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if time.monotonic() > deadline:
+                raise SandboxError(f"processes of an earlier sandbox daemon do not end: {sorted(wreck)}")
+            time.sleep(0.05)
+        points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        for point in sorted((point for point in points if point.startswith(f"{self.root}/")), reverse=True):
+            subprocess.run(["umount", point], check=False, capture_output=True)
+        shutil.rmtree(self.root / "exec", ignore_errors=True)
+        self.socket.unlink(missing_ok=True)
+        self.pidfile.unlink(missing_ok=True)
 
     def command(self, *arguments: str) -> list[str]:
         """The command line of one call of the client."""

@@ -299,7 +299,10 @@ class Cluster:
 
     def down(self) -> None:
         """Removes the sandbox, and stops the daemon when no other one is up. Images and the registry's content stay."""
-        if self.engine.pid():
+        if self.engine.used():
+            if self.engine.start():
+                # The daemon was gone without a `down`: all it still knows of is left over.
+                self.engine.remove()
             self._own_containers()
             removed = self.engine.remove(self.sandbox.name)
             self.say(f"removed {removed} containers of {self.sandbox.name}, their volumes and their network")
@@ -310,8 +313,7 @@ class Cluster:
                 self.engine.stop()
                 self.say("stopped the sandbox's Docker daemon")
         else:
-            self.engine.stop()
-            self.say("the sandbox's Docker daemon is not running")
+            self.say("no sandbox was ever up here")
         shutil.rmtree(self.directory, ignore_errors=True)
         if self.directory.parent.is_dir() and not any(self.directory.parent.iterdir()):
             self.directory.parent.rmdir()

@@ -36,8 +36,7 @@ def check_libraries() -> None:
         if not any((folder / library).exists() for folder in folders):
             raise _missing(library)
     driver = rooted("/usr/local/Ascend/driver/lib64")
-    # A container engine makes an empty folder for a mount whose source is missing.
-    if not driver.is_dir() or not any(driver.iterdir()):
+    if not any(driver.rglob("libascend_hal.so")):
         raise _missing("libascend_hal.so")
     if not rooted("/usr/local/dcmi").is_dir():
         raise _missing("libdcmi.so")

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Every role's molecule scenario on two sandbox nodes of their own: boots them, runs, takes them down. Roles may be named:
+#   tests/roles/run.sh host_tuning images
+# KEEP=1 leaves the nodes up, for the next run or to look around.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+export PATH="$PWD/.venv/bin:$PATH"
+
+roles=("$@")
+[ ${#roles[@]} -gt 0 ] || for scenario in roles/*/molecule/default; do
+  [ -f "$scenario/molecule.yml" ] && role=${scenario#roles/} && roles+=("${role%%/*}")
+done
+
+take_down() { [ -n "${KEEP:-}" ] || python sandbox/cluster.py down --inventory tests/roles/inventory; }
+trap take_down EXIT
+python sandbox/cluster.py up --inventory tests/roles/inventory || exit 1
+
+failed=()
+for role in "${roles[@]}"; do
+  printf '\n== role %s\n' "$role"
+  started=$SECONDS
+  (cd "roles/$role" && molecule test) || failed+=("$role")
+  printf '== role %s: %s s\n' "$role" $((SECONDS - started))
+done
+
+if [ ${#failed[@]} -gt 0 ]; then
+  printf '\nfailed: %s\n' "${failed[*]}" >&2
+  exit 1
+fi
+printf '\nall roles passed: %s\n' "${roles[*]}"

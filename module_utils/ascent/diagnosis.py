@@ -17,7 +17,16 @@ later. Lines that are not fatal by themselves come after all that are.
 
 from __future__ import annotations
 
-__all__ = ["RANKS", "by_exit_code", "diagnose", "diagnose_all", "fatal_patterns", "line_time", "progress_free"]
+__all__ = [
+    "RANKS",
+    "by_exit_code",
+    "diagnose",
+    "diagnose_all",
+    "fatal_patterns",
+    "is_fatal",
+    "line_time",
+    "progress_free",
+]
 
 import functools
 import re
@@ -49,7 +58,7 @@ def line_time(line: str) -> Optional[str]:
 
 def fatal_patterns(catalogue: Mapping[str, Any]) -> List[str]:
     """Regexes of lines after which a start can't succeed any more, wrappers included."""
-    patterns = [p for entry in catalogue["findings"] if _is_fatal(entry) for p in entry["signatures"]]
+    patterns = [p for entry in catalogue["findings"] if is_fatal(entry) for p in entry["signatures"]]
     return patterns + list(catalogue["wrappers"])
 
 
@@ -81,14 +90,14 @@ def diagnose_all(
     # Within one log the rank decides, so all of a log counts from its first fatal line.
     starts: Dict[str, str] = {}
     for hit in hits:
-        if timed and _is_fatal(hit["entry"]):
+        if timed and is_fatal(hit["entry"]):
             starts[hit["process"]] = min(hit["time"], starts.get(hit["process"], hit["time"]))
 
     def order(hit: Dict[str, Any]) -> Tuple[Any, ...]:
         rank = (RANKS.index(hit["entry"]["rank"]), hit["number"])
         if not timed:
-            return (not _is_fatal(hit["entry"]), *rank, hit["process"])
-        return (not _is_fatal(hit["entry"]), starts.get(hit["process"], hit["time"]), hit["process"], *rank)
+            return (not is_fatal(hit["entry"]), *rank, hit["process"])
+        return (not is_fatal(hit["entry"]), starts.get(hit["process"], hit["time"]), hit["process"], *rank)
 
     merged: Dict[str, Dict[str, Any]] = {}
     for hit in sorted(hits, key=order):
@@ -111,7 +120,8 @@ def by_exit_code(
     return None
 
 
-def _is_fatal(entry: Mapping[str, Any]) -> bool:
+def is_fatal(entry: Mapping[str, Any]) -> bool:
+    """True when one line of this entry of the catalogue means that the start failed."""
     return bool(entry.get("fatal", entry["severity"] == "error"))
 
 
@@ -133,7 +143,7 @@ def _hits(text: str, catalogue: Mapping[str, Any], host: Optional[str], process:
                 "process": process or "",
             }
     return sorted(
-        found.values(), key=lambda hit: (not _is_fatal(hit["entry"]), RANKS.index(hit["entry"]["rank"]), hit["number"])
+        found.values(), key=lambda hit: (not is_fatal(hit["entry"]), RANKS.index(hit["entry"]["rank"]), hit["number"])
     )
 
 

@@ -119,7 +119,7 @@ def is_rescued(task: Any, hosts: int) -> bool:
 
 
 def first_answer(result: Mapping[str, Any]) -> dict[str, Any] | None:
-    """``{"prompt", "text"}`` of a result's ``answer``, or of the first of its ``answers`` that has text; None without."""
+    """``{"prompt", "text"}`` of a result's ``answer``, or the first of its ``answers`` with text; None without."""
     answers = [result.get("answer"), *_list(result.get("answers"))]
     for answer in answers:
         if isinstance(answer, Mapping) and (text := answer.get("streamed_text") or answer.get("text")):

@@ -1,0 +1,334 @@
+"""Follows the containers of one node for a few seconds and says what happened; a long poll over an ordinary connection.
+
+`ascent_controller.watch` sends this file's text to the node's Python by stdin, followed by a call of `main`, again and
+again while engines start. It stands alone on purpose: standard library, Python 3.9, no import from beside it. It starts
+``docker logs --follow`` and ``docker events``, polls health addresses past any proxy, changes nothing, and ends all
+that it started before it answers.
+
+Request::
+
+    {"containers": [{"name", "since": docker's stamp of the last line that is known, or null}],
+     "health": [{"name": the asker's, "url", "known": bool | null}],      known: what the asker believes
+     "fatal": [regex, ...],                                              lines worth an answer at once
+     "wait": seconds, "settle": seconds that a line may wait for others, "fresh": seconds, "tail": lines}
+
+A container that runs for longer than ``fresh`` has its log read from now on; what it said long ago is no news.
+
+Answer::
+
+    {"reason": "exit" | "fatal" | "health" | "lines" | "wait" | "gone", "error": null | text,
+     "containers": {name: {"state", "id", "exit_code", "restarts", "oom"}},   state "missing" when there is none
+     "lines": {name: ["<docker's stamp> <text>", ...]},                        new ones only, oldest first
+     "health": {name: {"ok", "detail"}}}
+"""
+
+from __future__ import annotations
+
+__all__ = ["MARK", "follow", "main"]
+
+import calendar
+import json
+import os
+import re
+import select
+import selectors
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from typing import Any, Dict, List, Optional
+
+#: Begins the answer's line, so that a login banner or a notice of sudo can stand before it.
+MARK = "ascent-follower:"
+
+_HEALTH_PERIOD = 0.5
+_HEALTH_TIMEOUT = 2.0
+# After a bad sign the lines behind it still come in: a traceback ends with the reason.
+_LINGER = 0.5
+_LINE_CHARACTERS = 2000
+
+
+class _Stream:
+    """Lines of a child process, read without blocking."""
+
+    def __init__(self, name: str, command: List[str]) -> None:
+        self.name = name
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        assert self.process.stdout is not None
+        self.fd = self.process.stdout.fileno()
+        os.set_blocking(self.fd, False)
+        self.rest = b""
+        self.ended = False
+
+    def lines(self) -> List[str]:
+        """Whole lines that have come in; the last one even without its end when the stream is over."""
+        while not self.ended:
+            try:
+                piece = os.read(self.fd, 65536)
+            except BlockingIOError:
+                break
+            if not piece:
+                self.ended = True
+            self.rest += piece
+        whole, _, self.rest = self.rest.rpartition(b"\n")
+        if self.ended and self.rest:
+            whole, self.rest = whole + b"\n" + self.rest, b""
+        return [line.decode("utf-8", "replace")[:_LINE_CHARACTERS] for line in whole.split(b"\n") if line.strip()]
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+class _Health(threading.Thread):
+    """Asks one address until it is stopped; wakes the main loop when the answer is another than the asker believes."""
+
+    def __init__(self, entry: Dict[str, Any], wake: int) -> None:
+        super().__init__(daemon=True)
+        self.entry = entry
+        self.wake = wake
+        self.state: Optional[Dict[str, Any]] = None
+        self.stopped = threading.Event()
+
+    @property
+    def is_news(self) -> bool:
+        return self.state is not None and self.state["ok"] != bool(self.entry["known"])
+
+    def run(self) -> None:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        while not self.stopped.is_set():
+            first = self.state is None
+            self.state = _ask(opener, self.entry["url"])
+            if first or self.is_news:
+                os.write(self.wake, b"h")
+            self.stopped.wait(_HEALTH_PERIOD if not self.state["ok"] else 4 * _HEALTH_PERIOD)
+
+
+def _ask(opener: urllib.request.OpenerDirector, url: str) -> Dict[str, Any]:
+    try:
+        with opener.open(url, timeout=_HEALTH_TIMEOUT) as response:
+            return {"ok": 200 <= response.status < 300, "detail": f"HTTP {response.status}"}
+    except urllib.error.HTTPError as error:
+        return {"ok": False, "detail": f"HTTP {error.code}"}
+    except (OSError, ValueError) as error:
+        return {"ok": False, "detail": str(getattr(error, "reason", None) or error)}
+    except Exception as error:  # http.client has errors of its own for half a response
+        return {"ok": False, "detail": f"{type(error).__name__}: {error}"}
+
+
+def _inspect(names: List[str]) -> Dict[str, Dict[str, Any]]:
+    """State of each container by name. Docker answers for those that exist, and complains of the others."""
+    done = subprocess.run(["docker", "inspect", "--type", "container", *names], capture_output=True, check=False)
+    try:
+        found = {entry["Name"].lstrip("/"): entry for entry in json.loads(done.stdout or b"[]")}
+    except ValueError:
+        raise OSError(done.stderr.decode("utf-8", "replace").strip() or "docker inspect printed no JSON") from None
+    if not found and done.returncode and b"no such" not in done.stderr.lower():
+        raise OSError(done.stderr.decode("utf-8", "replace").strip())
+    states = {}
+    for name in names:
+        entry = found.get(name)
+        state = entry["State"] if entry else {}
+        states[name] = {
+            "state": state.get("Status", "missing"),
+            "id": entry["Id"] if entry else None,
+            "exit_code": state.get("ExitCode"),
+            "restarts": entry.get("RestartCount", 0) if entry else 0,
+            "oom": bool(state.get("OOMKilled")),
+            "started": state.get("StartedAt"),
+            "created": entry.get("Created") if entry else None,
+        }
+    return states
+
+
+def _age(stamp: Optional[str]) -> float:
+    """Seconds since a stamp of docker; 0 for one that can't be read."""
+    try:
+        return time.time() - calendar.timegm(time.strptime((stamp or "")[:19], "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return 0.0
+
+
+def _padded(stamp: str) -> str:
+    """Docker leaves out trailing zeros of a stamp; padded ones sort as text."""
+    seconds, _, fraction = stamp.rstrip("Z").partition(".")
+    return seconds + "." + fraction.ljust(9, "0")
+
+
+def _reader_is_gone() -> bool:
+    watcher = select.poll()
+    watcher.register(1, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in watcher.poll(0))
+
+
+class _Follower:
+    def __init__(self, request: Dict[str, Any]) -> None:
+        self.request = request
+        self.names: List[str] = [entry["name"] for entry in request["containers"]]
+        self.fatal = [re.compile(pattern, re.IGNORECASE) for pattern in request["fatal"]]
+        self.since: Dict[str, Optional[str]] = {entry["name"]: entry["since"] for entry in request["containers"]}
+        self.lines: Dict[str, List[str]] = {name: [] for name in self.names}
+        self.oldest: Optional[float] = None
+        self.is_fatal = False
+        self.selector = selectors.DefaultSelector()
+        self.streams: Dict[str, _Stream] = {}
+        self.wake_read, self.wake_write = os.pipe()
+        os.set_blocking(self.wake_read, False)
+        self.selector.register(self.wake_read, selectors.EVENT_READ, None)
+        self.health = [_Health(entry, self.wake_write) for entry in request["health"]]
+
+    def run(self) -> Dict[str, Any]:
+        """Follow until something is worth telling, then answer."""
+        deadline = time.monotonic() + self.request["wait"]
+        for thread in self.health:
+            thread.start()
+        try:
+            # Events first: what happens between the two calls is then in one of them.
+            self._open("", ["docker", "events", "--filter", "type=container", "--format", "{{json .}}"])
+            self.states = _inspect(self.names)
+            reason = self._at_first(deadline)
+            while reason is None:
+                reason = self._step(deadline)
+            if reason in ("exit", "fatal"):
+                end = time.monotonic() + _LINGER
+                while time.monotonic() < end:
+                    self._read(end - time.monotonic())
+            self.states = _inspect(self.names)
+        finally:
+            for thread in self.health:
+                thread.stopped.set()
+            for stream in self.streams.values():
+                stream.close()
+        return {
+            "reason": reason,
+            "error": None,
+            "containers": self.states,
+            "lines": {name: lines[-self.request["tail"] :] for name, lines in self.lines.items() if lines},
+            "health": {thread.entry["name"]: thread.state for thread in self.health if thread.state is not None},
+        }
+
+    def _open(self, name: str, command: List[str]) -> None:
+        filters = [part for one in self.names for part in ("--filter", "container=" + one)] if not name else []
+        stream = _Stream(name, command + filters)
+        self.streams[name] = stream
+        self.selector.register(stream.fd, selectors.EVENT_READ, stream)
+
+    def _open_log(self, name: str) -> None:
+        state = self.states[name]
+        since = self.since[name]
+        if since is None:
+            # A container that was restarted tells its first failure, which is the one to read.
+            since = state["created"] if state["restarts"] else state["started"]
+            if state["state"] == "running" and _age(state["started"]) > self.request["fresh"]:
+                since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        follow = ["--follow"] if state["state"] == "running" else []
+        command = ["docker", "logs", "--timestamps", "--tail", str(self.request["tail"]), *follow]
+        self._open(name, command + (["--since", since] if since else []) + [name])
+
+    def _at_first(self, deadline: float) -> Optional[str]:
+        """A dead container or a service that is up already need no following."""
+        down = [name for name in self.names if self.states[name]["state"] != "running"]
+        if down:
+            for name in down:
+                if self.states[name]["state"] != "missing":
+                    self._open_log(name)
+            return "exit"
+        while any(thread.state is None for thread in self.health) and time.monotonic() < deadline:
+            self._read(deadline - time.monotonic())
+        if self.health and all(thread.state and thread.state["ok"] for thread in self.health) and self._health_news():
+            return "health"
+        for name in self.names:
+            self._open_log(name)
+        return None
+
+    def _health_news(self) -> bool:
+        return any(thread.is_news for thread in self.health)
+
+    def _step(self, deadline: float) -> Optional[str]:
+        now = time.monotonic()
+        settled = None if self.oldest is None else self.oldest + self.request["settle"]
+        until = min(deadline, settled) if settled is not None else deadline
+        changed = self._read(min(max(0.0, until - now), 1.0))
+        if changed:
+            before, self.states = self.states, _inspect(self.names)
+            if any(
+                state["state"] != "running" or state["restarts"] != before[name]["restarts"]
+                for name, state in self.states.items()
+            ):
+                return "exit"
+            for name in changed - {""}:
+                self._open_log(name)
+        if self.is_fatal:
+            return "fatal"
+        if self._health_news():
+            return "health"
+        now = time.monotonic()
+        if self.oldest is not None and now >= self.oldest + self.request["settle"]:
+            return "lines"
+        if now >= deadline:
+            return "wait"
+        return "gone" if _reader_is_gone() else None
+
+    def _read(self, timeout: float) -> set[str]:
+        """Take in what came. Names of streams that ended; "" when docker told of a container's end or start."""
+        told = set()
+        for key, _ in self.selector.select(timeout):
+            stream = key.data
+            if stream is None:
+                os.read(self.wake_read, 4096)
+                continue
+            lines = stream.lines()
+            if stream.name:
+                for line in lines:
+                    self._take(stream.name, line)
+            elif any(_event(line) in ("die", "start", "restart", "oom", "destroy") for line in lines):
+                told.add("")
+            if stream.ended:
+                self.selector.unregister(stream.fd)
+                stream.close()
+                del self.streams[stream.name]
+                if stream.name:
+                    told.add(stream.name)
+        return told
+
+    def _take(self, name: str, line: str) -> None:
+        stamp = line.partition(" ")[0]
+        since = self.since[name]
+        if since is not None and _padded(stamp) <= _padded(since):
+            return
+        self.since[name] = stamp
+        self.lines[name].append(line)
+        if self.oldest is None:
+            self.oldest = time.monotonic()
+        self.is_fatal = self.is_fatal or any(pattern.search(line) for pattern in self.fatal)
+
+
+def _event(line: str) -> str:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return ""
+    return str(event.get("Action") or event.get("status") or "") if isinstance(event, dict) else ""
+
+
+def follow(request: Dict[str, Any]) -> Dict[str, Any]:
+    """Answer one request; trouble with docker is the answer's ``error``."""
+    try:
+        return _Follower(request).run()
+    except OSError as error:
+        return {"reason": "gone", "error": f"docker: {error}", "containers": {}, "lines": {}, "health": {}}
+
+
+def main(request: str) -> None:
+    """Answer a request given as JSON on one line of standard output, behind `MARK`."""
+    sys.stdout.write(MARK + json.dumps(follow(json.loads(request))) + "\n")
+    sys.stdout.flush()
+    # Health threads may be in a request that nobody waits for any more.
+    os._exit(0)

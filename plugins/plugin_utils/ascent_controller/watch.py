@@ -1,0 +1,440 @@
+"""Watches the start of a whole plan: all nodes at once, ended by the first fatal sign anywhere.
+
+`Watch` is the state machine and has no thread and no clock of its own. `run` drives it with one thread a host; each
+thread sends `program` to its node again and again (`ascent.follower` is what runs there) and feeds the answers back.
+
+Success: every process with a health address answers, and every headless process's container runs while its instance's
+head answers, which a head does only after all its ranks have joined. Failure: a container that is missing, ended or was
+restarted by its policy; a fatal log line; a host that can't be followed; no progress for ``stall`` seconds; or
+``timeout`` seconds. After the first bad sign the other nodes get a moment to hand in their lines, too.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Watch", "program", "run"]
+
+import inspect
+import json
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ascent import diagnosis, follower
+from ascent.errors import AscentError
+from ascent.findings import finding
+from ascent.launch_progress import Progress
+from ascent_controller import console
+
+#: Runs a Python program on one host: its source by stdin; (return code, stdout, stderr).
+Execute = Callable[[bytes], tuple[int, bytes, bytes]]
+
+_WAIT = 10.0  # seconds a node waits for news
+_SETTLE = 1.0  # seconds a log line waits for others
+_FRESH = 900.0  # a container older than this is not part of this launch
+_TAIL = 2000  # lines of one container in one answer
+_KEPT_LINES = 4000
+_SHOWN_LINES = 6
+# A follower lingers half a second after a bad sign, and a connection takes its time.
+_GRACE = 2.0
+# Reaching a host again after this many failures in a row is hopeless.
+_ATTEMPTS = 4
+_PAUSE = 1.0
+
+
+def program(request: Mapping[str, Any]) -> bytes:
+    """The Python program that answers ``request`` on a node; see `ascent.follower`."""
+    return f"{inspect.getsource(follower)}\nmain({json.dumps(request)!r})\n".encode()
+
+
+@dataclass
+class _Process:
+    name: str
+    host: str
+    container: str
+    instance: str
+    kind: str
+    url: str | None
+    progress: Progress
+    state: str | None = None
+    healthy: bool = False
+    detail: str = ""
+    since: str | None = None
+    restarts: int | None = None
+    lines: deque[str] = field(default_factory=lambda: deque(maxlen=_KEPT_LINES))
+    ready_at: float | None = None
+    phases: dict[str, float] = field(default_factory=dict)
+    moved_at: float = 0.0
+    shown: str = ""
+
+
+class Watch:
+    """State of one watched start. Times are seconds of one monotonic clock, given by the caller."""
+
+    def __init__(
+        self,
+        plan: Mapping[str, Any],
+        catalogue: Mapping[str, Any],
+        now: float,
+        *,
+        timeout: float = 1800,
+        stall: float = 600,
+        grace: float = _GRACE,
+    ) -> None:
+        self.catalogue = catalogue
+        self.started = now
+        self.timeout = timeout
+        self.stall = stall
+        self.grace = grace
+        self.patterns = diagnosis.fatal_patterns(catalogue)
+        self._fatal = [re.compile(pattern, re.IGNORECASE) for pattern in self.patterns]
+        self.processes = {
+            item["name"]: _Process(
+                name=item["name"],
+                host=item["host"],
+                container=item["container"]["name"],
+                instance=item["instance"],
+                kind=item["kind"],
+                url=item["health"],
+                progress=Progress((item.get("parallel") or {}).get("data") or 0),
+                moved_at=now,
+            )
+            for item in plan["processes"]
+        }
+        self.hosts = sorted({process.host for process in self.processes.values()})
+        self.failed_at: float | None = None
+        self._troubles: list[dict[str, Any]] = []
+        self._lost: dict[str, int] = {}
+        # Restarted before the first look: history of a service that answers, and a failure of one that does not.
+        self._suspects: dict[str, float] = {}
+        self._limit: str | None = None
+
+    # What to ask and what came back
+
+    def request(self, host: str) -> dict[str, Any]:
+        """What to ask a host next."""
+        mine = [process for process in self.processes.values() if process.host == host]
+        return {
+            "containers": [{"name": process.container, "since": process.since} for process in mine],
+            "health": [
+                {"name": process.name, "url": process.url, "known": process.healthy} for process in mine if process.url
+            ],
+            "fatal": self.patterns,
+            "wait": _WAIT,
+            "settle": _SETTLE,
+            "fresh": _FRESH,
+            "tail": _TAIL,
+        }
+
+    def absorb(self, host: str, answer: Mapping[str, Any], now: float) -> None:
+        """Take in a host's answer."""
+        if answer["error"]:
+            self.lost(host, str(answer["error"]), now)
+            return
+        self._lost.pop(host, None)
+        for process in self.processes.values():
+            if process.host != host:
+                continue
+            health = answer["health"].get(process.name)
+            if health is not None:
+                process.healthy, process.detail = health["ok"], health["detail"]
+            for line in answer["lines"].get(process.container, []):
+                self._line(process, line, now)
+            self._container(process, answer["containers"].get(process.container) or {"state": "missing"}, now)
+        for process in self.processes.values():
+            if self._is_ready(process) and process.ready_at is None:
+                process.ready_at = process.moved_at = now
+
+    def lost(self, host: str, error: str, now: float) -> None:
+        """A host did not answer; a few times in a row is a failure, once may be the network."""
+        self._lost[host] = self._lost.get(host, 0) + 1
+        if self._lost[host] >= _ATTEMPTS:
+            self._fail(
+                now,
+                finding(
+                    "host-not-followed",
+                    "error",
+                    f"{host} could not be followed any more",
+                    host=host,
+                    stage="launch",
+                    evidence=error,
+                    cause="The connection, the Python interpreter or the container engine of the host fails.",
+                    fix=f"Try: ansible {host} -b -m ansible.builtin.command -a 'docker ps'",
+                ),
+            )
+
+    def _line(self, process: _Process, line: str, now: float) -> None:
+        process.since = line.partition(" ")[0]
+        process.lines.append(line)
+        if process.progress.feed(line) or not diagnosis.progress_free(line, self.catalogue):
+            process.moved_at = now
+        process.phases.setdefault(process.progress.phase, round(now - self.started, 1))
+        if self.failed_at is None and any(pattern.search(line) for pattern in self._fatal):
+            self.failed_at = now
+
+    def _container(self, process: _Process, state: Mapping[str, Any], now: float) -> None:
+        process.state = state["state"]
+        restarts = state.get("restarts") or 0
+        again = process.restarts is not None and restarts > process.restarts
+        if process.restarts is None and restarts:
+            self._suspects[process.name] = now
+        process.restarts = restarts
+        where = f"{process.name} on {process.host}"
+        fix = f"Read docker logs {process.container} on {process.host}, then run --tags launch again."
+        if process.state == "missing":
+            self._trouble(now, process, "process-missing", f"{where} has no container", "", fix)
+        elif process.state != "running":
+            code = state.get("exit_code")
+            word = f"ended with exit code {code}" if process.state in ("exited", "dead") else f"is {process.state}"
+            if code is not None and not state.get("oom"):
+                self._by_code(now, process, code, word)
+            if state.get("oom"):
+                self._by_code(now, process, 137, "was killed for lack of memory")
+            self._trouble(now, process, "process-exited", f"{where} {word}", self._tail(process), fix)
+        elif again:
+            self._restarted(now, process)
+
+    def _restarted(self, now: float, process: _Process) -> None:
+        self._suspects.pop(process.name, None)
+        self._trouble(
+            now,
+            process,
+            "process-restarted",
+            f"{process.name} on {process.host} ended and was restarted (restart count {process.restarts})",
+            self._tail(process),
+            f"The first start in its log is the one to read: docker logs {process.container} on {process.host}.",
+        )
+
+    def _by_code(self, now: float, process: _Process, code: int, word: str) -> None:
+        known = diagnosis.by_exit_code(code, self.catalogue, host=process.host, process=process.name)
+        if known is not None:
+            known["evidence"] = f"{process.name} {word}\n{self._tail(process)}".strip()
+            self._fail(now, {**known, "stage": "launch"}, process)
+
+    def _trouble(self, now: float, process: _Process, id: str, summary: str, evidence: str, fix: str) -> None:
+        known = finding(id, "error", summary, host=process.host, stage="launch", evidence=evidence, fix=fix)
+        self._fail(now, known, process)
+
+    def _fail(self, now: float, trouble: dict[str, Any], process: _Process | None = None) -> None:
+        if self.failed_at is None:
+            self.failed_at = now
+        name = process.name if process else None
+        # A later answer knows more lines of the same trouble.
+        self._troubles = [t for t in self._troubles if (t["id"], t["process"]) != (trouble["id"], name)]
+        self._troubles.append({**trouble, "process": name})
+
+    # Where it stands
+
+    def _is_ready(self, process: _Process) -> bool:
+        if process.url:
+            return process.healthy
+        heads = [p for p in self.processes.values() if p.instance == process.instance and p.url]
+        joined = all(head.healthy for head in heads) if heads else process.progress.phase == "ready"
+        return process.state == "running" and joined
+
+    def verdict(self, now: float) -> str | None:
+        """``ready``, ``failed``, or None as long as it goes on."""
+        if self.failed_at is not None:
+            return "failed" if now >= self.failed_at + self.grace else None
+        if all(process.state == "running" and self._is_ready(process) for process in self.processes.values()):
+            return "ready"
+        for name, seen in list(self._suspects.items()):
+            if now >= seen + self.grace and not self._is_ready(self.processes[name]):
+                self._restarted(now, self.processes[name])
+                return None
+        if now >= self.started + self.timeout:
+            self._limit, self.failed_at = "timeout", now - self.grace
+        elif now >= max(process.moved_at for process in self.processes.values()) + self.stall:
+            self._limit, self.failed_at = "stall", now - self.grace
+        return "failed" if self.failed_at is not None else None
+
+    def progress(self, now: float) -> str | None:
+        """One line about the processes that moved since the last call, None when none did."""
+        pieces = []
+        for process in self.processes.values():
+            text = self._describe(process)
+            if text != process.shown:
+                process.shown = text
+                pieces.append(f"{process.name} {text}")
+        return f"{console.seconds(now - self.started):>9}  {'   '.join(pieces)}" if pieces else None
+
+    def _describe(self, process: _Process) -> str:
+        if process.state is None:
+            return ""
+        if process.state != "running":
+            return process.state
+        if self._is_ready(process):
+            return "joined" if process.kind == "headless" else "ready"
+        return process.progress.text()
+
+    def findings(self) -> list[dict[str, Any]]:
+        """What is wrong, the cause first; after a success what is worth knowing."""
+        logs = {process.name: "\n".join(process.lines) for process in self.processes.values()}
+        hosts = {process.name: process.host for process in self.processes.values()}
+        told = diagnosis.diagnose_all(logs, self.catalogue, hosts=hosts)
+        fatal = {
+            entry["id"] for entry in self.catalogue["findings"] if entry.get("fatal", entry["severity"] == "error")
+        }
+        if self.failed_at is None:
+            return [{**item, "stage": "launch"} for item in told if item["severity"] != "error"]
+        causes = [self._with_tail(item) for item in told if item["id"] in fatal]
+        explained = {item["evidence"].partition(",")[0] for item in causes}
+        symptoms = [] if causes else [self._with_tail(item) for item in told if item["severity"] == "error"]
+        troubles = [
+            {key: value for key, value in trouble.items() if key != "process"}
+            for trouble in self._troubles
+            # What a diagnosed process did next is no finding of its own.
+            if trouble["process"] not in explained
+        ]
+        found = causes + self._limits() + troubles + symptoms
+        if not found:
+            found = self._unexplained()
+        rest = [{**item, "stage": "launch"} for item in told if item["severity"] != "error"]
+        return found + rest
+
+    def _with_tail(self, item: dict[str, Any]) -> dict[str, Any]:
+        """A diagnosed finding with the end of its process's log."""
+        process = self.processes[item["evidence"].partition(",")[0]]
+        return {**item, "stage": "launch", "evidence": f"{item['evidence']}\n{self._tail(process)}"}
+
+    def _unexplained(self) -> list[dict[str, Any]]:
+        """Only a wrapper line told that something failed, and nothing said what."""
+        blamed = [p for p in self.processes.values() if any(f.search(line) for line in p.lines for f in self._fatal)]
+        return [
+            finding(
+                "start-failed",
+                "error",
+                f"{process.name} on {process.host} says that its start failed",
+                host=process.host,
+                stage="launch",
+                evidence=self._tail(process),
+                fix=f"Read docker logs {process.container} on {process.host}.",
+            )
+            for process in blamed
+        ]
+
+    def _limits(self) -> list[dict[str, Any]]:
+        if self._limit is None:
+            return []
+        known = {entry["id"]: entry for entry in self.catalogue["findings"]}
+        entry = known["D05" if self._limit == "timeout" else "D06"]
+        behind = [process for process in self.processes.values() if not self._is_ready(process)]
+        silent = min(behind, key=lambda process: process.moved_at)
+        evidence = "\n".join(
+            f"{process.name}: {self._describe(process) or 'not seen'}"
+            f"{f'; health {process.detail}' if process.detail else ''}"
+            f"{f'; last line: {_text(process.lines[-1])}' if process.lines else '; no log line'}"
+            for process in behind
+        )
+        limit = self.timeout if self._limit == "timeout" else self.stall
+        summary = f"{entry['summary']} ({console.seconds(limit)})"
+        return [
+            finding(
+                entry["id"],
+                "error",
+                summary,
+                host=silent.host,
+                stage="launch",
+                evidence=evidence,
+                cause=entry["cause"],
+                fix=entry["fix"],
+            )
+        ]
+
+    def _tail(self, process: _Process) -> str:
+        return "\n".join(_text(line) for line in list(process.lines)[-_SHOWN_LINES:])
+
+    def metrics(self, now: float) -> dict[str, Any]:
+        """Seconds until all was ready (None after a failure), and for each process when it reached which phase."""
+        return {
+            "ready_seconds": round(now - self.started, 1) if self.failed_at is None else None,
+            "processes": {
+                process.name: {
+                    "host": process.host,
+                    "state": process.state,
+                    "ready_seconds": None if process.ready_at is None else round(process.ready_at - self.started, 1),
+                    "phases": process.phases,
+                }
+                for process in self.processes.values()
+            },
+        }
+
+    def logs(self, lines: int = 500) -> dict[str, str]:
+        """The end of each process's log, as far as it was read."""
+        return {
+            process.name: "\n".join(list(process.lines)[-lines:]) + "\n"
+            for process in self.processes.values()
+            if process.lines
+        }
+
+
+def _text(line: str) -> str:
+    """A log line without docker's stamp, as its last redraw."""
+    return line.partition(" ")[2].rstrip().rpartition("\r")[2]
+
+
+def run(
+    watch: Watch,
+    executes: Mapping[str, Execute],
+    show: Callable[[str], None],
+    clock: Callable[[], float] = time.monotonic,
+) -> str:
+    """Follow all hosts until `Watch.verdict` has one, and return it.
+
+    ``executes`` has one entry for each of ``watch.hosts``; ``show`` gets at most about one progress line a second.
+    Threads that still wait for their node at the end are left behind: a follower ends by itself within seconds.
+    """
+    missing = sorted(set(watch.hosts) - set(executes))
+    if missing:
+        raise AscentError(f"no connection for {', '.join(missing)}: the plan names hosts that the inventory lacks")
+    news = threading.Condition()
+    over = threading.Event()
+
+    def follow(host: str) -> None:
+        while not over.is_set():
+            with news:
+                request = watch.request(host)
+            answer, error = _ask(executes[host], request)
+            with news:
+                if answer is not None:
+                    watch.absorb(host, answer, clock())
+                else:
+                    watch.lost(host, error, clock())
+                news.notify()
+            if answer is None or answer["error"] or answer["reason"] in ("exit", "fatal"):
+                over.wait(_PAUSE)
+
+    for host in watch.hosts:
+        threading.Thread(target=follow, args=(host,), daemon=True, name=f"follow-{host}").start()
+    shown = -1.0
+    with news:
+        while True:
+            verdict = watch.verdict(clock())
+            if verdict is not None or clock() >= shown + 1:
+                line = watch.progress(clock())
+                if line is not None:
+                    show(line)
+                    shown = clock()
+            if verdict is not None:
+                over.set()
+                return verdict
+            news.wait(0.5)
+
+
+def _ask(execute: Execute, request: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    try:
+        code, out, err = execute(program(request))
+    # A connection plugin may raise anything, and a thread that dies would be taken for a silent host.
+    except Exception as error:
+        return None, f"{type(error).__name__}: {error}"
+    for line in out.decode("utf-8", "replace").splitlines():
+        if line.startswith(follower.MARK):
+            try:
+                answer: dict[str, Any] = json.loads(line[len(follower.MARK) :])
+            except ValueError:
+                continue
+            return answer, ""
+    return None, f"the follower gave no answer (exit code {code}): {err.decode('utf-8', 'replace').strip()[-500:]}"

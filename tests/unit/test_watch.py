@@ -1,0 +1,493 @@
+"""Watching a launch: progress lines, the follower on a node, the state machine, and the action plugin as a whole."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from ascent import follower
+from ascent.errors import AscentError
+from ascent.launch_progress import Progress, parse
+from ascent_controller import signatures, watch
+from tests.unit.playbook_runs import play
+
+CATALOGUE = signatures.load()
+FAKE = Path(__file__).with_name("fake_docker.py")
+
+
+# Progress lines
+
+
+@pytest.mark.parametrize(
+    ("line", "phase", "percent"),
+    [
+        (
+            "(EngineCore_DP0 pid=9) INFO 01-31 12:00:00 Loading safetensors checkpoint shards:  50% Completed | 1/2",
+            "weights",
+            50,
+        ),
+        ("a 0%\r(Worker_TP1 pid=9) Loading safetensors checkpoint shards: 75% Completed", "weights", 75),
+        ("Capturing CUDA graphs (decode, FULL):  33%|###   | 2/6", "graphs", 33),
+        ("Graph capturing finished in 12 secs, took 0.32 GiB", "graphs", 100),
+        ("Available KV cache memory: 12.30 GiB", "cache", None),
+        ("(APIServer pid=1) INFO:     Waiting for application startup.", "api", None),
+        ("(APIServer pid=1) INFO:     Application startup complete.", "ready", None),
+        (
+            "Launching 8 data parallel engine(s) in headless mode, with head node address tcp://192.0.2.12:6884.",
+            "joining",
+            None,
+        ),
+    ],
+)
+def test_lines_tell_phase_and_percent(line, phase, percent):
+    found = parse(line)
+    assert (found["phase"], found["percent"]) == (phase, percent)
+
+
+def test_other_lines_tell_nothing():
+    assert parse("INFO 01-31 12:00:00 [core.py:109] Initializing a V1 LLM engine") is None
+
+
+def test_a_process_is_as_far_as_its_slowest_worker():
+    progress = Progress(16)
+    progress.feed("(EngineCore_DP0 pid=1) Loading safetensors checkpoint shards: 100% Completed")
+    progress.feed("(EngineCore_DP1 pid=2) Loading safetensors checkpoint shards:  25% Completed")
+    progress.feed("(EngineCore_DP0 pid=1) Capturing CUDA graphs: 50%|")
+    assert progress.text() == "weights 25 %"
+    assert not progress.feed("(EngineCore_DP1 pid=2) Loading safetensors checkpoint shards:  25% Completed")
+    progress.feed("(APIServer pid=3) INFO:     Application startup complete.")
+    assert progress.text() == "ready"
+
+
+def test_remote_ranks_are_counted():
+    progress = Progress(16)
+    assert progress.feed("Waiting for 8 local, 8 remote core engine proc(s) to start.")
+    assert progress.text() == "joining, 8 of 16 ranks"
+    assert progress.feed("Waiting for 8 local, 0 remote core engine proc(s) to start.")
+    assert progress.text() == "joining"
+
+
+# The follower
+
+
+def stamp(offset=0.0):
+    now = time.time() + offset
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1e9):09d}Z"
+
+
+class Node:
+    """A node of fake containers, and a health address that can be switched."""
+
+    def __init__(self, directory: Path) -> None:
+        self.home = directory / "docker"
+        self.home.mkdir(parents=True)
+        (directory / "bin").mkdir()
+        shutil.copy(FAKE, directory / "bin" / "docker")
+        (directory / "bin" / "docker").write_text(FAKE.read_text().replace("/usr/bin/env python3", sys.executable))
+        (directory / "bin" / "docker").chmod(0o755)
+        self.environment = {
+            "FAKE_DOCKER": str(self.home),
+            "PATH": f"{directory / 'bin'}:{os.environ['PATH']}",
+            "http_proxy": "http://127.0.0.1:9",
+        }
+
+    def container(self, name, state="running", code=0, restarts=0, started=0.0, oom=False):
+        value = {
+            "Name": f"/{name}",
+            "Id": name * 2,
+            "RestartCount": restarts,
+            "Created": stamp(started - 1),
+            "State": {"Status": state, "ExitCode": code, "OOMKilled": oom, "StartedAt": stamp(started)},
+        }
+        temporary = self.home / f"{name}.tmp"
+        temporary.write_text(json.dumps(value))
+        temporary.replace(self.home / f"{name}.json")
+        (self.home / f"{name}.log").touch()
+
+    def say(self, name, *lines, at=0.0):
+        with (self.home / f"{name}.log").open("a") as stream:
+            for line in lines:
+                stream.write(f"{stamp(at)} {line}\n")
+
+    def event(self, action):
+        with (self.home / "events").open("a") as stream:
+            stream.write(json.dumps({"Type": "container", "Action": action}) + "\n")
+
+    def execute(self, source: bytes):
+        done = subprocess.run(
+            [sys.executable, "-"], input=source, capture_output=True, env=self.environment, timeout=30, check=False
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    def ask(self, *names, health=(), wait=5.0, settle=0.3, since=None, known=False):
+        request = {
+            "containers": [{"name": name, "since": since} for name in names],
+            "health": [{"name": name, "url": url, "known": known} for name, url in health],
+            "fatal": ["libatb", "EngineCore failed"],
+            "wait": wait,
+            "settle": settle,
+            "fresh": 900,
+            "tail": 100,
+        }
+        code, out, err = self.execute(watch.program(request))
+        assert code == 0, err.decode()
+        lines = [line for line in out.decode().splitlines() if line.startswith(follower.MARK)]
+        return json.loads(lines[0][len(follower.MARK) :])
+
+
+@pytest.fixture
+def node(tmp_path):
+    return Node(tmp_path)
+
+
+@pytest.fixture
+def health():
+    """An address that answers 503 until ``ready`` is set."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if server.ready.is_set() else 503)
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.ready = threading.Event()
+    server.url = f"http://127.0.0.1:{server.server_port}/health"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_new_lines_come_after_a_moment(node):
+    node.container("a")
+    node.say("a", "first", "second", at=0.01)
+    answer = node.ask("a")
+    assert answer["reason"] == "lines"
+    assert [line.partition(" ")[2] for line in answer["lines"]["a"]] == ["first", "second"]
+    assert answer["containers"]["a"]["state"] == "running"
+
+
+def test_known_lines_do_not_come_again(node):
+    node.container("a", started=-5)
+    node.say("a", "old", at=-4)
+    node.say("a", "new", at=-3)
+    first = node.ask("a")
+    again = node.ask("a", since=first["lines"]["a"][0].partition(" ")[0])
+    assert [line.partition(" ")[2] for line in again["lines"]["a"]] == ["new"]
+
+
+def test_the_log_of_an_old_container_is_no_news(node):
+    node.container("a", started=-3600)
+    node.say("a", "libatb.so: cannot open", at=-3500)
+    answer = node.ask("a", wait=0.6)
+    assert (answer["reason"], answer["lines"]) == ("wait", {})
+
+
+def test_a_fatal_line_answers_at_once_with_what_follows(node):
+    node.container("a")
+    node.say("a", "OSError: libatb.so: cannot open", "the end", at=0.01)
+    answer = node.ask("a", wait=20, settle=15)
+    assert answer["reason"] == "fatal"
+    assert len(answer["lines"]["a"]) == 2
+
+
+@pytest.mark.parametrize("state", ["exited", "restarting", "created", "missing"])
+def test_a_container_that_does_not_run_answers_at_once(node, state):
+    if state != "missing":
+        node.container("a", state=state, code=1)
+        node.say("a", "last words", at=0.01)
+    node.container("b")
+    answer = node.ask("a", "b", wait=20)
+    assert answer["reason"] == "exit"
+    assert answer["containers"]["a"]["state"] == state
+    assert answer["containers"]["b"]["state"] == "running"
+    assert [line.partition(" ")[2] for line in answer["lines"].get("a", [])] == ["last words"][: state != "missing"]
+
+
+def test_an_end_while_it_follows_is_told(node):
+    node.container("a")
+    threading.Timer(0.8, lambda: (node.container("a", "exited", 1), node.event("die"))).start()
+    answer = node.ask("a", wait=20)
+    assert (answer["reason"], answer["containers"]["a"]["exit_code"]) == ("exit", 1)
+
+
+def test_a_restart_while_it_follows_is_told(node):
+    node.container("a")
+    threading.Timer(0.8, lambda: (node.container("a", restarts=1), node.event("start"))).start()
+    answer = node.ask("a", wait=20)
+    assert (answer["reason"], answer["containers"]["a"]["restarts"]) == ("exit", 1)
+
+
+def test_health_changes_are_told_past_any_proxy(node, health):
+    node.container("a")
+    threading.Timer(0.8, health.ready.set).start()
+    answer = node.ask("a", health=[("p", health.url)], wait=20)
+    assert answer["reason"] == "health"
+    assert answer["health"]["p"] == {"ok": True, "detail": "HTTP 200"}
+
+
+def test_a_service_that_is_up_needs_no_log(node, health):
+    node.container("a")
+    health.ready.set()
+    assert node.ask("a", health=[("p", health.url)])["reason"] == "health"
+    assert "logs" not in (node.home / "calls").read_text()
+
+
+def test_docker_that_fails_is_an_error_and_nothing_is_left_behind(node, tmp_path):
+    (tmp_path / "bin" / "docker").write_text("#!/bin/sh\necho 'Cannot connect to the Docker daemon' >&2\nexit 1\n")
+    assert "Cannot connect" in node.ask("a")["error"]
+
+
+def test_the_follower_stands_alone_and_suits_old_pythons():
+    import ast
+
+    source = Path(follower.__file__).read_text()
+    tree = ast.parse(source, feature_version=(3, 9))
+    imported = {
+        name.name.split(".")[0]
+        for statement in ast.walk(tree)
+        if isinstance(statement, ast.Import)
+        for name in statement.names
+    } | {statement.module.split(".")[0] for statement in ast.walk(tree) if isinstance(statement, ast.ImportFrom)}
+    assert imported <= set(sys.stdlib_module_names)
+
+
+# The state machine
+
+
+def process(name, host, kind="head", instance="decode-0", data=16, health=True):
+    return {
+        "name": name,
+        "kind": kind,
+        "host": host,
+        "instance": instance,
+        "container": {"name": f"ascent-{name}"},
+        "parallel": {"data": data},
+        "health": f"http://192.0.2.1/{name}" if health and kind != "headless" else None,
+    }
+
+
+PLAN = {
+    "processes": [
+        process("prefill-0-head", "n1", instance="prefill-0"),
+        process("decode-0-head", "n2"),
+        process("decode-0-headless-1", "n3", kind="headless"),
+    ]
+}
+
+
+def answer(host, *, lines=(), state="running", ok=False, restarts=0, code=0, oom=False, error=None):
+    names = [item["name"] for item in PLAN["processes"] if item["host"] == host]
+    return {
+        "reason": "wait",
+        "error": error,
+        "containers": {
+            f"ascent-{n}": {"state": state, "restarts": restarts, "exit_code": code, "oom": oom} for n in names
+        },
+        "lines": {f"ascent-{n}": list(lines) for n in names},
+        "health": {n: {"ok": ok, "detail": "HTTP 200" if ok else "HTTP 503"} for n in names if "headless" not in n},
+    }
+
+
+def started(**options):
+    state = watch.Watch(PLAN, CATALOGUE, 100.0, **options)
+    for host in state.hosts:
+        state.absorb(host, answer(host), 101.0)
+    return state
+
+
+def test_ready_when_all_heads_answer_and_headless_runs():
+    state = started()
+    assert state.verdict(101) is None
+    state.absorb("n1", answer("n1", ok=True), 110.0)
+    assert state.verdict(110) is None
+    state.absorb("n2", answer("n2", ok=True), 120.0)
+    assert state.verdict(120) == "ready"
+    assert state.findings() == []
+    assert state.progress(120).endswith("prefill-0-head ready   decode-0-head ready   decode-0-headless-1 joined")
+    metrics = state.metrics(120)
+    assert metrics["ready_seconds"] == 20
+    assert metrics["processes"]["prefill-0-head"]["ready_seconds"] == 10
+    assert metrics["processes"]["decode-0-headless-1"]["ready_seconds"] == 20
+
+
+def test_progress_names_only_what_moved():
+    state = started()
+    assert "decode-0-head started" in state.progress(101)
+    assert state.progress(102) is None
+    state.absorb(
+        "n2", answer("n2", lines=["2026-01-01T00:00:01Z Loading safetensors checkpoint shards: 50% Completed"]), 103.0
+    )
+    assert state.progress(103).split("  ")[-1].strip() == "decode-0-head weights 50 %"
+
+
+def test_the_first_exit_ends_it_after_a_moment_for_the_others():
+    state = started()
+    lines = ["2026-01-01T00:00:05Z [EI0006] wait socket establish timeout", "2026-01-01T00:00:06Z bye"]
+    state.absorb("n3", answer("n3", state="exited", code=1, lines=lines), 110.0)
+    assert state.verdict(110.5) is None
+    echo = ["2026-01-01T00:00:09Z Engine core initialization failed"]
+    state.absorb("n2", answer("n2", state="exited", code=1, lines=echo), 111.0)
+    assert state.verdict(113) == "failed"
+    found = state.findings()
+    assert [(item["id"], item["host"]) for item in found] == [("C01", "n3"), ("process-exited", "n2")]
+    assert "EI0006" in found[0]["evidence"]
+    assert found[0]["evidence"].endswith("bye")
+    assert found[0]["fix"]
+
+
+def test_a_fatal_line_ends_it_while_the_container_still_runs():
+    state = started()
+    state.absorb("n1", answer("n1", lines=["2026-01-01T00:00:05Z zmq.error.ZMQError: Address already in use"]), 110.0)
+    assert state.verdict(113) == "failed"
+    assert [item["id"] for item in state.findings()] == ["E01"]
+
+
+def test_a_wrapper_alone_is_told_without_a_cause():
+    state = started()
+    state.absorb("n1", answer("n1", lines=["2026-01-01T00:00:05Z EngineCore failed to start."]), 110.0)
+    assert state.verdict(113) == "failed"
+    assert [(item["id"], item["host"]) for item in state.findings()] == [("start-failed", "n1")]
+
+
+def test_exit_code_and_oom_speak_when_the_log_is_silent():
+    state = started()
+    state.absorb("n1", answer("n1", state="exited", code=0, oom=True), 110.0)
+    assert [item["id"] for item in state.findings()][:1] == ["D28"]
+
+
+def test_a_restart_by_policy_is_a_failure():
+    state = started()
+    state.absorb("n1", answer("n1", restarts=1), 110.0)
+    assert state.verdict(113) == "failed"
+    assert [item["id"] for item in state.findings()] == ["process-restarted"]
+
+
+def test_an_old_restart_of_a_service_that_answers_is_history():
+    state = watch.Watch(PLAN, CATALOGUE, 100.0)
+    state.absorb("n3", answer("n3", restarts=2), 100.2)
+    for host in ("n1", "n2"):
+        state.absorb(host, answer(host, ok=True, restarts=1), 100.5)
+    assert state.verdict(100.5) == "ready"
+
+
+def test_an_old_restart_of_a_service_that_does_not_answer_is_a_failure():
+    state = watch.Watch(PLAN, CATALOGUE, 100.0)
+    for host in state.hosts:
+        state.absorb(host, answer(host, restarts=int(host == "n3")), 100.5)
+    assert [state.verdict(now) for now in (101, 103, 106)] == [None, None, "failed"]
+    assert [(item["id"], item["host"]) for item in state.findings()] == [("process-restarted", "n3")]
+
+
+def test_the_time_limit_names_who_is_behind():
+    state = started(timeout=60)
+    state.absorb("n1", answer("n1", ok=True), 110.0)
+    state.absorb(
+        "n2", answer("n2", lines=["2026-01-01T00:00:01Z Waiting for 8 local, 8 remote core engine proc(s)"]), 150.0
+    )
+    assert state.verdict(159) is None
+    assert state.verdict(160) == "failed"
+    found = state.findings()
+    assert [item["id"] for item in found] == ["D05", "D03"]
+    assert "8 of 16 ranks" in found[0]["evidence"]
+    assert "prefill" not in found[0]["evidence"]
+
+
+def test_a_stall_names_the_silent_one():
+    state = started(stall=30)
+    for now in (110.0, 125.0, 140.0):
+        notice = f"2026-01-01T00:00:{now - 100:02.0f}Z No available shared memory broadcast block found in 60 seconds."
+        state.absorb("n2", answer("n2", lines=[notice]), now)
+    state.absorb("n2", answer("n2", lines=["2026-01-01T00:01:00Z something else"]), 109.0)
+    assert state.verdict(130) is None
+    assert state.verdict(140) == "failed"
+    assert [(item["id"], item["host"]) for item in state.findings()][:1] == [("D06", "n1")]
+
+
+def test_a_lost_host_is_forgiven_a_few_times():
+    state = started()
+    for now in (110, 111, 112):
+        state.lost("n2", "ssh: timeout", now)
+    assert state.verdict(120) is None
+    state.absorb("n2", answer("n2"), 121.0)
+    for now in (130, 131, 132):
+        state.absorb("n2", answer("n2", error="docker: no daemon"), now)
+    assert state.verdict(140) is None
+    state.lost("n2", "ssh: timeout", 141)
+    assert state.verdict(144) == "failed"
+    assert [(item["id"], item["host"]) for item in state.findings()] == [("host-not-followed", "n2")]
+
+
+def test_hosts_without_a_connection_are_refused():
+    with pytest.raises(AscentError, match="n2, n3"):
+        watch.run(watch.Watch(PLAN, CATALOGUE, 0.0), {"n1": lambda source: (0, b"", b"")}, print)
+
+
+# The whole way: action plugin, local connections, follower, fake docker
+
+PLAYBOOK = """
+- name: Launch
+  hosts: clusters
+  vars: {ascent_stage: launch, ascent_plan: %s}
+  tasks:
+    - name: Watch every node until the service is up
+      watch_launch: {timeout: 30}
+      run_once: true
+"""
+
+
+def deployed(directory, url):
+    """A plan with one process on each of two hosts, its containers running on one fake node."""
+    node = Node(directory)
+    plan = {
+        "processes": [
+            process("decode-0-head", "n1") | {"health": url},
+            process("decode-0-headless-1", "n2", kind="headless"),
+        ]
+    }
+    for item in plan["processes"]:
+        node.container(item["container"]["name"])
+    return node, PLAYBOOK % json.dumps(plan)
+
+
+def test_watching_a_launch_that_succeeds(tmp_path, health):
+    node, playbook = deployed(tmp_path, health.url)
+    node.say("ascent-decode-0-head", "Loading safetensors checkpoint shards: 50% Completed", at=0.01)
+    threading.Timer(5, health.ready.set).start()
+    outcome = play(tmp_path, playbook, environment=node.environment)
+    assert outcome.rc == 0, outcome.output
+    assert "decode-0-head weights 50 %" in outcome.output
+    assert "decode-0-headless-1 joined" in outcome.output
+    launch = json.loads((outcome.latest / "launch.json").read_text())
+    assert launch["metrics"]["launch"]["ready_seconds"] > 0
+    assert "shards" in (outcome.latest / "logs" / "decode-0-head.log").read_text()
+
+
+def test_watching_a_launch_that_fails(tmp_path, health):
+    node, playbook = deployed(tmp_path, health.url)
+    name = "ascent-decode-0-headless-1"
+    node.say(name, "OSError: libatb.so: cannot open shared object file", at=0.01)
+    node.container(name, "exited", code=1)
+    outcome = play(tmp_path, playbook, environment=node.environment)
+    assert outcome.rc == 2, outcome.output
+    launch = json.loads((outcome.latest / "launch.json").read_text())
+    assert [(item["id"], item["host"]) for item in launch["findings"]] == [("B02", "n2")]
+    assert "libatb" in (outcome.latest / "logs" / "decode-0-headless-1.log").read_text()
+    assert "B02" in outcome.output
+
+
+def test_check_mode_watches_nothing(tmp_path, health):
+    node, playbook = deployed(tmp_path, health.url)
+    outcome = play(tmp_path, playbook, "--check", environment=node.environment)
+    assert outcome.rc == 0, outcome.output
+    assert not (node.home / "calls").exists()

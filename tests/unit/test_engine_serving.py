@@ -168,6 +168,20 @@ def test_head_and_headless(start: Start):
     assert "EngineDeadError" in member.text()
 
 
+def test_external_data_parallel(start: Start):
+    """One server a rank, each with its own API; the group comes up only together."""
+    first = free_ports(3)
+    shared = ["-dp", "2", "-tp", "2", "-dpa", "127.0.0.1", "-dpp", str(first + 2)]
+    one = start("one", serve(first + 1, *shared, "--data-parallel-rank", "1"), ASCEND_RT_VISIBLE_DEVICES="2,3")
+    one.wait_for("Waiting for init message")
+    zero = start("zero", serve(first, *shared, "--data-parallel-rank", "0"), ASCEND_RT_VISIBLE_DEVICES="0,1")
+    for rank, process in enumerate((zero, one)):
+        process.wait_for("Application startup complete")
+        url = f"http://127.0.0.1:{first + rank}"
+        assert post(f"{url}/v1/completions", PROMPT)[0] == 200
+        assert metric(get(f"{url}/metrics")[1], "vllm:generation_tokens_total", engine=str(rank)) == 20
+
+
 def test_head_dies_with_its_member(start: Start):
     first = free_ports(2)
     head = start("head", group(first, first + 1), ASCEND_RT_VISIBLE_DEVICES="0,1,2,3")

@@ -8,7 +8,8 @@ short_description: Plan a launch from inventory, recipe and catalogue
 description:
   - Makes the launch plan of one whole cluster, also when the play is limited to some of its hosts. Contacts no host.
   - Fails with all mistakes in inventory and recipe at once, each with file, line, key, value, what is allowed and fix.
-  - Runs as an action plugin on the controller; use it with C(run_once).
+  - Runs as an action plugin on the controller. The play's first host does the work and keeps the facts for all, so it
+    takes no C(run_once).
 author: Ascent maintainers
 options:
   cluster:
@@ -43,18 +44,18 @@ EXAMPLES = r"""
 - name: Plan the launch from inventory and recipe
   launch_plan:
     discover: allowed
-  run_once: true
 
 - name: Render every script without contacting a host
   launch_plan:
     recipe: qwen3.5-397b-a17b-w8a8-pd-1p1d-a3
     render_to: /tmp/rendered
-  run_once: true
 """
 
 RETURN = r"""
 ansible_facts:
-  description: C(ascent_plan), the plan (null if facts are needed first), and C(ascent_hosts), all hosts of the cluster.
+  description:
+    - C(ascent_plan), the plan (null if facts are needed first); C(ascent_hosts), all hosts of the cluster;
+      C(ascent_node_query), what C(node_info) is to be asked.
   returned: success
   type: dict
 findings:

@@ -6,9 +6,9 @@ A pool is a number of equal instances. An instance spans ``nodes`` hosts, or sha
 
 from __future__ import annotations
 
-__all__ = ["ROLES", "Placement", "place", "pools_of"]
+__all__ = ["ROLES", "Placement", "place", "pools_of", "unsound"]
 
-from typing import Any, Dict, List, Mapping, NamedTuple, Sequence
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Sequence
 
 from .mistakes import closest, mistake
 
@@ -130,3 +130,106 @@ def place(pools: Sequence[Mapping[str, Any]], hosts: Sequence[Mapping[str, Any]]
             )
         )
     return Placement(chosen, free, wrong)
+
+
+def unsound(
+    recipe: Mapping[str, Any],
+    hardware: Mapping[str, Mapping[str, Any]],
+    hosts: Sequence[Mapping[str, Any]],
+    pools: Sequence[Mapping[str, Any]],
+) -> Iterator[Dict[str, Any]]:
+    """Mistakes after which there is no layout at all, beside those of `place`: nothing can be planned from these."""
+    yield from _hosts_addressed(recipe, hosts, pools)
+    yield from _hardware_known(recipe, hardware, hosts, pools)
+    yield from _ranks_tile(pools)
+    yield from _router_placed(recipe, pools)
+
+
+def _hosts_addressed(
+    recipe: Mapping[str, Any],
+    hosts: Sequence[Mapping[str, Any]],
+    pools: Sequence[Mapping[str, Any]],
+) -> Iterator[Dict[str, Any]]:
+    talks = bool(recipe.get("kv_transfer")) or any(pool["nodes"] > 1 for pool in pools)
+    jemalloc = recipe.get("jemalloc") or any(pool.get("jemalloc") for pool in pools)
+    needed = [("node_ip", "host-address-missing", "the address at which the other nodes reach this one")]
+    if talks:
+        needed.append(("nic", "host-nic-missing", "the network interface that carries node_ip"))
+    if jemalloc:
+        needed.append(("arch", "host-arch-missing", "aarch64 or x86_64: jemalloc's path in the image depends on it"))
+    for host in hosts:
+        for variable, rule, meaning in needed:
+            if not host.get(variable):
+                yield mistake(
+                    rule,
+                    f"{host['name']} has no {variable}, and it was not found out from the host",
+                    key=f"host:{host['name']}.{variable}",
+                    allowed=meaning,
+                    fix=f"set {variable} for {host['name']} in the inventory, or run where hosts may be contacted",
+                    host=host["name"],
+                )
+
+
+def _hardware_known(
+    recipe: Mapping[str, Any],
+    hardware: Mapping[str, Mapping[str, Any]],
+    hosts: Sequence[Mapping[str, Any]],
+    pools: Sequence[Mapping[str, Any]],
+) -> Iterator[Dict[str, Any]]:
+    given = [("recipe:hardware", recipe.get("hardware"), None)]
+    given += [(f"recipe:pools.{pool['name']}.hardware", pool["hardware"], None) for pool in pools]
+    given += [(f"host:{host['name']}.hardware", host.get("hardware"), host["name"]) for host in hosts]
+    told = set()
+    for key, name, host in given:
+        if name is None or name in hardware or (name, host) in told:
+            continue
+        told.add((name, host))
+        near = closest(str(name), hardware, 1)
+        yield mistake(
+            "hardware-unknown",
+            f"there is no hardware profile {name!r}" + (f"; did you mean {near[0]}?" if near else ""),
+            key=key,
+            value=name,
+            allowed=", ".join(sorted(hardware)),
+            fix=f"write {near[0]}" if near else "take a known profile, or describe the server in catalog/hardware/",
+            host=host,
+        )
+
+
+def _ranks_tile(pools: Sequence[Mapping[str, Any]]) -> Iterator[Dict[str, Any]]:
+    for pool in pools:
+        ranks, nodes = pool["data_parallel"], pool["nodes"]
+        if ranks % nodes:
+            whole = [str(size) for size in range(nodes, ranks + nodes, nodes)][-2:]
+            yield mistake(
+                "dp-ranks-tile",
+                f"{ranks} data parallel ranks of pool {pool['name']} don't spread evenly over {nodes} nodes",
+                key=f"recipe:pools.{pool['name']}.data_parallel",
+                value=ranks,
+                allowed=f"a multiple of nodes = {nodes}, such as {' or '.join(whole)}",
+                fix="change data_parallel or nodes so that every node runs the same number of ranks",
+            )
+        if nodes > 1 and pool["instances_per_node"] > 1:
+            yield mistake(
+                "instance-shares-nodes",
+                f"an instance of pool {pool['name']} spans {nodes} nodes and is to share them",
+                key=f"recipe:pools.{pool['name']}.instances_per_node",
+                value=pool["instances_per_node"],
+                allowed="1 where nodes is more than 1",
+                fix="leave instances_per_node out, or set nodes: 1",
+            )
+
+
+def _router_placed(recipe: Mapping[str, Any], pools: Sequence[Mapping[str, Any]]) -> Iterator[Dict[str, Any]]:
+    router = recipe.get("router") or {}
+    names = [pool["name"] for pool in pools]
+    if router.get("on") is not None and router["on"] not in names:
+        near = closest(str(router["on"]), names, 1)
+        yield mistake(
+            "router-pool-unknown",
+            f"the router is to run on pool {router['on']!r}, which the recipe doesn't have",
+            key="recipe:router.on",
+            value=router["on"],
+            allowed=", ".join(names),
+            fix=f"write on: {near[0] if near else (names or ['a pool'])[0]}",
+        )

@@ -130,8 +130,9 @@ def plan(
     """
     pools = layout.pools_of(recipe)
     placement = layout.place(pools, hosts)
-    if placement.mistakes:
-        raise InputError([as_finding(item) for item in placement.mistakes])
+    wrong = [*layout.unsound(recipe, hardware, hosts, pools), *placement.mistakes]
+    if wrong:
+        raise InputError([as_finding(item) for item in wrong])
     return _Builder(recipe, hardware, hosts, pools, placement, cluster, mirror, cache).build()
 
 
@@ -260,6 +261,7 @@ class _Builder:
             "pool": pool["name"] if pool else None,
             "devices": sorted(device for process in mine for device in process["devices"]),
             "reserved_ports": _ranges(ports),
+            "fabric": self.profile[name].get("fabric"),
         }
 
     # -- engine processes ----------------------------------------------------------------------------------------------

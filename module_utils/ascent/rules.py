@@ -24,6 +24,8 @@ _NOT_WAIVABLE = frozenset(
         "host-address-missing",
         "host-address-twice",
         "host-twice",
+        "host-arch-missing",
+        "host-nic-missing",
         "host-pool-unknown",
         "hosts-too-few",
         "hosts-too-many",
@@ -31,7 +33,9 @@ _NOT_WAIVABLE = frozenset(
         "dp-ranks-tile",
         "derived-value-typed",
         "port-clash",
+        "instance-shares-nodes",
         "kv-ports-overlap",
+        "router-pool-unknown",
     )
 )
 
@@ -148,46 +152,8 @@ def _hosts_unique(context: _Context) -> Iterator[Mistake]:
                 )
 
 
-def _hosts_addressed(context: _Context) -> Iterator[Mistake]:
-    talks = bool(context.recipe.get("kv_transfer")) or any(pool["nodes"] > 1 for pool in context.pools)
-    jemalloc = context.recipe.get("jemalloc") or any(pool.get("jemalloc") for pool in context.pools)
-    needed = [("node_ip", "host-address-missing", "the address at which the other nodes reach this one")]
-    if talks:
-        needed.append(("nic", "host-nic-missing", "the network interface that carries node_ip"))
-    if jemalloc:
-        needed.append(("arch", "host-arch-missing", "aarch64 or x86_64: jemalloc's path in the image depends on it"))
-    for host in context.hosts:
-        for variable, rule, meaning in needed:
-            if not host.get(variable):
-                yield mistake(
-                    rule,
-                    f"{host['name']} has no {variable}, and no host may be asked for it",
-                    key=f"host:{host['name']}.{variable}",
-                    allowed=meaning,
-                    fix=f"set {variable} for {host['name']} in the inventory, or run where hosts may be contacted",
-                    host=host["name"],
-                )
-
-
-def _hardware_known(context: _Context) -> Iterator[Mistake]:
-    given = [("recipe:hardware", context.recipe.get("hardware"), None)]
-    given += [(f"recipe:pools.{pool['name']}.hardware", pool["hardware"], None) for pool in context.pools]
-    given += [(f"host:{host['name']}.hardware", host.get("hardware"), host["name"]) for host in context.hosts]
-    told = set()
-    for key, name, host in given:
-        if name is None or name in context.hardware or (name, host) in told:
-            continue
-        told.add((name, host))
-        near = closest(str(name), context.hardware, 1)
-        yield mistake(
-            "hardware-unknown",
-            f"there is no hardware profile {name!r}" + (f"; did you mean {near[0]}?" if near else ""),
-            key=key,
-            value=name,
-            allowed=", ".join(sorted(context.hardware)),
-            fix=f"write {near[0]}" if near else "take a known profile, or describe the server in catalog/hardware/",
-            host=host,
-        )
+def _layout_sound(context: _Context) -> Iterator[Mistake]:
+    yield from layout.unsound(context.recipe, context.hardware, context.hosts, context.pools)
 
 
 def _hosts_fill_pools(context: _Context) -> Iterator[Mistake]:
@@ -207,30 +173,6 @@ def _hosts_fill_pools(context: _Context) -> Iterator[Mistake]:
 
 
 # -- sizes -------------------------------------------------------------------------------------------------------------
-
-
-def _ranks_tile(context: _Context) -> Iterator[Mistake]:
-    for pool in context.pools:
-        ranks, nodes = pool["data_parallel"], pool["nodes"]
-        if ranks % nodes:
-            whole = [str(size) for size in range(nodes, ranks + nodes, nodes)][-2:]
-            yield mistake(
-                "dp-ranks-tile",
-                f"{ranks} data parallel ranks of pool {pool['name']} don't spread evenly over {nodes} nodes",
-                key=f"recipe:pools.{pool['name']}.data_parallel",
-                value=ranks,
-                allowed=f"a multiple of nodes = {nodes}, such as {' or '.join(whole)}",
-                fix="change data_parallel or nodes so that every node runs the same number of ranks",
-            )
-        if nodes > 1 and pool["instances_per_node"] > 1:
-            yield mistake(
-                "instance-shares-nodes",
-                f"an instance of pool {pool['name']} spans {nodes} nodes and is to share them",
-                key=f"recipe:pools.{pool['name']}.instances_per_node",
-                value=pool["instances_per_node"],
-                allowed="1 where nodes is more than 1",
-                fix="leave instances_per_node out, or set nodes: 1",
-            )
 
 
 def _devices_suffice(context: _Context) -> Iterator[Mistake]:
@@ -516,17 +458,6 @@ def _router_fits(context: _Context) -> Iterator[Mistake]:
                 fix="add a router",
             )
         return
-    names = [pool["name"] for pool in context.pools]
-    if router.get("on") is not None and router["on"] not in names:
-        near = closest(str(router["on"]), names, 1)
-        yield mistake(
-            "router-pool-unknown",
-            f"the router is to run on pool {router['on']!r}, which the recipe doesn't have",
-            key="recipe:router.on",
-            value=router["on"],
-            allowed=", ".join(names),
-            fix=f"write on: {near[0] if near else (names or ['a pool'])[0]}",
-        )
     if context.pools and not context.disaggregated:
         yield mistake(
             "router-without-sides",
@@ -725,10 +656,8 @@ def _waivers(waived: Mapping[str, str], fired: set[str], complete: bool) -> Iter
 #: Every rule, in reading order.
 RULES: Tuple[Callable[[_Context], Iterator[Mistake]], ...] = (
     _hosts_unique,
-    _hosts_addressed,
-    _hardware_known,
+    _layout_sound,
     _hosts_fill_pools,
-    _ranks_tile,
     _devices_suffice,
     _model_fits,
     _derived_untyped,
@@ -748,11 +677,8 @@ RULES: Tuple[Callable[[_Context], Iterator[Mistake]], ...] = (
 ALL_RULES = _NOT_WAIVABLE | frozenset(
     (
         "engine-option-unknown",
-        "host-arch-missing",
-        "host-nic-missing",
         "host-spare",
         "image-matches-hardware",
-        "instance-shares-nodes",
         "kv-port-in-transport-window",
         "model-devices",
         "model-engine-version",
@@ -765,7 +691,6 @@ ALL_RULES = _NOT_WAIVABLE | frozenset(
         "recompute-scheduler",
         "router-matches-connector",
         "router-missing",
-        "router-pool-unknown",
         "router-without-sides",
     )
 )

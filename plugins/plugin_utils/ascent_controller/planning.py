@@ -4,34 +4,16 @@ from __future__ import annotations
 
 __all__ = ["complete_host", "prepare"]
 
+import contextlib
 import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ascent import planner, rules
+from ascent.errors import InputError
 from ascent.findings import failed, sort_findings
 from ascent_controller import loader
-
-#: Findings after which the planner has nothing to work on.
-_STRUCTURAL = frozenset(
-    (
-        "dp-ranks-tile",
-        "hardware-schema",
-        "hardware-unknown",
-        "host-address-missing",
-        "host-arch-missing",
-        "host-nic-missing",
-        "host-pool-unknown",
-        "host-twice",
-        "hosts-too-few",
-        "hosts-too-many",
-        "instance-shares-nodes",
-        "recipe-schema",
-        "router-pool-unknown",
-        "yaml-syntax",
-    )
-)
 
 #: Findings that hold whatever the recipe is.
 _OF_HOSTS = frozenset(("host-address-twice", "host-twice"))
@@ -79,9 +61,11 @@ def prepare(
         ]
 
     broken = judge(None)
-    if inputs.recipe is not None and not any(item["id"] in _STRUCTURAL for item in findings + broken):
-        plan = planner.plan(inputs.recipe, inputs.hardware, hosts, cluster=cluster, mirror=mirror, cache=cache)
-        broken = judge(plan)
+    if inputs.recipe is not None and not failed(findings):
+        # Rules on ports need a plan, so it is made even if others are broken; a layout that can't be is among those.
+        with contextlib.suppress(InputError):
+            plan = planner.plan(inputs.recipe, inputs.hardware, hosts, cluster=cluster, mirror=mirror, cache=cache)
+            broken = judge(plan)
     findings = sort_findings([{**item, "stage": "plan"} for item in findings + broken])
     return (None if failed(findings) else plan), findings
 

@@ -1,0 +1,151 @@
+"""The action plugin in real playbook runs: whole clusters under a limit, all mistakes at once, files on demand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+PD = "qwen3.5-397b-a17b-w8a8-pd-1p1d-a3"
+
+
+def inventory(**changes):
+    hosts = {f"a3-0{i}": {"ansible_host": f"192.0.2.1{i}", "node_ip": f"192.0.2.1{i}"} for i in (1, 2, 3)}
+    cluster = {"vars": {"recipe": PD, "arch": "aarch64", "nic": "enp1s0"}, "hosts": hosts, **changes}
+    other = {"hosts": {"lonely": {"node_ip": "192.0.2.99"}}}
+    return {"all": {"children": {"clusters": {"children": {"a3-cluster": cluster, "other": other}}}}}
+
+
+def run(folder: Path, *arguments: str, hosts=None, play="playbooks/render.yml"):
+    """One run of the playbook with an inventory whose addresses nobody has."""
+    (folder / "hosts.yml").write_text(yaml.safe_dump(hosts or inventory(), sort_keys=False))
+    (folder / "ansible.cfg").write_text(
+        f"[defaults]\nlibrary = {ROOT}/library\naction_plugins = {ROOT}/plugins/action\n"
+        f"filter_plugins = {ROOT}/plugins/filter\nmodule_utils = {ROOT}/module_utils\ninject_facts_as_vars = false\n"
+        "force_valid_group_names = ignore\ngathering = explicit\nretry_files_enabled = false\n"
+    )
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HOME": str(folder),
+        "LC_ALL": "C.UTF-8",
+        "ANSIBLE_CONFIG": str(folder / "ansible.cfg"),
+    }
+    command = ["ansible-playbook", "-i", str(folder / "hosts.yml"), str(ROOT / play), *arguments]
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_render_is_idempotent_honest_and_covers_the_cluster_under_a_limit(tmp_path):
+    out = tmp_path / "out"
+    dry = run(tmp_path, "-l", "a3-02", "-e", f"render_to={out}", "--check", "--diff")
+    assert dry.returncode == 0, dry.stdout + dry.stderr
+    assert "changed=1" in dry.stdout
+    assert "+exec vllm serve" in dry.stdout
+    assert not out.exists()
+    first = run(tmp_path, "-l", "a3-02", "-e", f"render_to={out}")
+    assert "changed=1" in first.stdout, first.stdout + first.stderr
+    assert "decode-0-headless-1" in first.stdout
+    assert sorted(path.name for path in out.iterdir()) == ["a3-01", "a3-02", "a3-03", "plan.json", "plan.svg"]
+    assert os.access(out / "a3-01" / "router.sh", os.X_OK)
+    plan = json.loads((out / "plan.json").read_text())
+    assert plan["cluster"] == "a3-cluster"
+    files = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    # A script of ours that the plan no longer has goes away; a file of somebody else stays.
+    stale = out / "a3-01" / "old.sh"
+    stale.write_text("#!/bin/bash\n# ascent:generation\n")
+    (out / "a3-01" / "mine.sh").write_text("#!/bin/bash\n")
+    third = run(tmp_path, "-l", "a3-cluster", "-e", f"render_to={out}")
+    assert "changed=1" in third.stdout
+    assert not stale.exists()
+    assert (out / "a3-01" / "mine.sh").exists()
+    again = run(tmp_path, "-l", "a3-cluster", "-e", f"render_to={out}")
+    assert "changed=0" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in files if path.is_file()} == {
+        path: when for path, when in files.items() if path.is_file()
+    }
+
+
+def test_a_wrong_inventory_is_refused_with_all_mistakes(tmp_path):
+    wrong = inventory()
+    hosts = wrong["all"]["children"]["clusters"]["children"]["a3-cluster"]["hosts"]
+    del hosts["a3-03"]
+    hosts["a3-02"].update(node_ip="192.0.2.11", pool="decoding")
+    wrong["all"]["children"]["clusters"]["children"]["a3-cluster"]["vars"]["recipe"] = PD.replace("1p1d", "2p1d")
+    out = tmp_path / "out"
+    done = run(tmp_path, "-l", "a3-cluster", "-e", f"render_to={out}", hosts=wrong)
+    assert done.returncode != 0
+    assert not out.exists()
+    assert "unreachable=0" in done.stdout
+    text = done.stdout.replace("\\n", "\n").replace('\\"', '"')
+    lines = (tmp_path / "hosts.yml").read_text().splitlines()
+    pool = next(number for number, line in enumerate(lines, 1) if "pool: decoding" in line)
+    recipe = next(number for number, line in enumerate(lines, 1) if "recipe:" in line)
+    for expected in (
+        "4 to correct:",
+        f"there is no recipe '{PD.replace('1p1d', '2p1d')}'; did you mean {PD}? [recipe-unknown]",
+        f'hosts.yml:{recipe}: recipe = "{PD.replace("1p1d", "2p1d")}"; allowed: {PD}',
+        "the pools need 3 hosts and the cluster has 2 (decode has 0 of 2) [hosts-too-few]",
+        "a3-01 and a3-02 have the same node_ip 192.0.2.11 [host-address-twice]",
+        f'hosts.yml:{pool}: a3-02.pool = "decoding"; allowed: prefill, decode',
+        "fix: write pool: decode",
+    ):
+        assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "this run covers 2 clusters (a3-cluster, other)"),
+        (["-l", "other"], "cluster other has no recipe"),
+        (["-l", "a3-cluster", "-e", "recipe=nothing-like-it"], "there is no recipe 'nothing-like-it'"),
+    ],
+)
+def test_what_to_plan_has_to_be_clear(tmp_path, arguments, expected):
+    done = run(tmp_path, *arguments, "-e", f"render_to={tmp_path / 'out'}")
+    assert done.returncode != 0
+    assert expected in done.stdout
+
+
+DISCOVER = """
+- hosts: a3-cluster
+  gather_facts: false
+  tasks:
+    - launch_plan: {discover: allowed}
+      register: first
+    - debug: {msg: "plan is none {{ ansible_facts.ascent_plan is none }}, needs {{ first.needs_facts }}"}
+      run_once: true
+    - set_fact:
+        cacheable: true
+        ascent_node:
+          system: {machine: aarch64}
+          network: {addresses: [{nic: enp9s0, address: "{{ ansible_host }}", prefix: 24}]}
+    - launch_plan:
+    - debug: {msg: "{{ ansible_facts.ascent_plan.hosts | to_json }}"}
+      run_once: true
+"""
+
+
+def test_what_the_inventory_leaves_out_comes_from_the_nodes(tmp_path):
+    hosts = {f"a3-0{i}": {"ansible_host": f"192.0.2.1{i}"} for i in (1, 2, 3)}
+    (tmp_path / "play.yml").write_text(DISCOVER)
+    given = inventory(vars={"recipe": PD}, hosts=hosts)
+    done = run(tmp_path, hosts=given, play=str(tmp_path / "play.yml"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "plan is none True, needs True" in done.stdout
+    text = done.stdout.replace('\\"', '"')
+    assert '"node_ip": "192.0.2.13", "nic": "enp9s0", "arch": "aarch64"' in text
+
+
+def test_without_discovery_missing_values_are_mistakes(tmp_path):
+    hosts = {f"a3-0{i}": {"ansible_host": f"192.0.2.1{i}"} for i in (1, 2, 3)}
+    given = inventory(vars={"recipe": PD}, hosts=hosts)
+    done = run(tmp_path, "-l", "a3-cluster", "-e", f"render_to={tmp_path / 'out'}", hosts=given)
+    assert done.returncode != 0
+    for name in hosts:
+        assert f"{name} has no node_ip" in done.stdout
+        assert f"{name} has no nic" in done.stdout

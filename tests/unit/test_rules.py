@@ -1,0 +1,283 @@
+"""Every rule: an input that breaks it, with the place and the fix, and the shipped recipes that don't."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ascent import planner, rules
+from ascent.errors import InputError
+from ascent.findings import failed
+from tests.unit import planning_inputs as inputs
+
+SINGLE = "qwen3.5-397b-a17b-w8a8-128k-a3"
+DP2 = "qwen3-235b-a22b-dp2"
+W8A8 = {"precision": "w8a8", "minimum_engine": {"vllm-ascend": "v0.17.0rc1"}, "devices": {"atlas-800-a3": 16}}
+
+
+def check(recipe, hosts=None, model=None, options=None, **more) -> list[dict[str, Any]]:
+    """Findings as `planning.prepare` gets them: with the plan where there can be one."""
+    hosts = inputs.hosts(inputs.hosts_needed(recipe)) if hosts is None else hosts
+    try:
+        plan = planner.plan(recipe, inputs.hardware(), hosts)
+    except InputError:
+        plan = None
+    return rules.check(recipe, inputs.hardware(), hosts, plan, model=model, options=options, **more)
+
+
+def changed(name: str, path: str, value: Any) -> dict[str, Any]:
+    """A shipped recipe with one value set, or taken away if the value is ``...``."""
+    recipe = inputs.recipe(name)
+    here = recipe
+    *way, last = path.split("/")
+    for part in way:
+        here = here.setdefault(part, {})
+    if value is ...:
+        here.pop(last, None)
+    else:
+        here[last] = value
+    return recipe
+
+
+@pytest.mark.parametrize("name", [inputs.PD, SINGLE, DP2])
+def test_shipped_recipes_break_no_rule(name):
+    assert [item["id"] for item in check(inputs.recipe(name)) if item["severity"] != "info"] == []
+
+
+# rule, recipe, key path, value, where the finding points, severity
+CASES = [
+    ("dp-ranks-tile", inputs.PD, "pools/decode/data_parallel", 15, "pools.decode.data_parallel = 15", "error"),
+    ("devices-too-few", inputs.PD, "pools/prefill/data_parallel", 9, "pools.prefill.tensor_parallel = 2", "error"),
+    ("devices-too-few", SINGLE, "pools/serve/instances_per_node", 2, "pools.serve.tensor_parallel = 16", "error"),
+    ("instance-shares-nodes", DP2, "pools/serve/instances_per_node", 2, "pools.serve.instances_per_node = 2", "error"),
+    ("hardware-unknown", DP2, "hardware", "atlas-800-a4", 'hardware = "atlas-800-a4"', "error"),
+    ("derived-value-typed", DP2, "args/data-parallel-size-local", 2, "args.data-parallel-size-local = 2", "error"),
+    ("derived-value-typed", DP2, "args/headless", True, "args.headless = true", "error"),
+    ("derived-value-typed", DP2, "pools/serve/args/data_parallel_address", "x", "data_parallel_address", "error"),
+    ("derived-value-typed", DP2, "env/HCCL_IF_IP", "192.0.2.99", 'env.HCCL_IF_IP = "192.0.2.99"', "error"),
+    ("derived-value-typed", inputs.PD, "kv_transfer/kv_port", "1", "kv_transfer.kv_port", "error"),
+    (
+        "derived-value-typed",
+        inputs.PD,
+        "kv_transfer/extra",
+        {"decode": {"dp_size": 8}},
+        "kv_transfer.extra.decode.dp_size = 8",
+        "error",
+    ),
+    ("port-clash", inputs.PD, "router/port", 30060, "pools.prefill.port = 30060", "error"),
+    ("port-clash", inputs.PD, "pools/prefill/port", 23025, "pools.prefill.port = 23025", "error"),
+    ("port-clash", inputs.PD, "pools/decode/kv_port", 60010, "pools.decode.kv_port = 60010", "error"),
+    ("port-clash", inputs.PD, "pools/decode/rpc_port", 30050, "pools.decode", "error"),
+    ("pd-tensor-parallel-ratio", inputs.PD, "pools/decode/tensor_parallel", 4, "decode.tensor_parallel = 4", "error"),
+    ("pd-decode-pipeline", inputs.PD, "pools/decode/pipeline_parallel", 2, "decode.pipeline_parallel = 2", "error"),
+    ("pd-incomplete", inputs.PD, "kv_transfer", ..., "kv_transfer = not set", "error"),
+    ("pd-incomplete", inputs.PD, "pools/decode", ..., 'pools = ["prefill"]', "error"),
+    ("router-missing", inputs.PD, "router", ..., "router = not set", "error"),
+    ("router-pool-unknown", inputs.PD, "router/on", "prefil", 'router.on = "prefil"', "error"),
+    ("router-matches-connector", inputs.PD, "router/kind", "pd", 'router.kind = "pd"', "error"),
+    ("router-without-sides", DP2, "router", {"kind": "pd"}, 'router.kind = "pd"', "error"),
+    ("prefix-caching-in-pd", inputs.PD, "args/enable-prefix-caching", True, "enable-prefix-caching = true", "error"),
+    ("prefix-caching-in-pd", inputs.PD, "args/enable-prefix-caching", ..., "args = not set", "error"),
+    (
+        "recompute-scheduler",
+        SINGLE,
+        "args/additional-config",
+        {"recompute_scheduler_enable": True},
+        "args.additional-config.recompute_scheduler_enable = true",
+        "error",
+    ),
+    ("recompute-scheduler", inputs.PD, "engine/version", "v0.23.0", "recompute_scheduler_enable", "warning"),
+    ("image-matches-hardware", SINGLE, "engine/image", "q.io/v:v0.21.0rc1-310p", "engine.image", "error"),
+    ("image-matches-hardware", DP2, "hardware", "atlas-800-a2", None, None),
+    ("kv-port-in-transport-window", inputs.PD, "engine/version", "v0.11.0rc2", "prefill.kv_port = 23010", "info"),
+    ("waive-unknown", inputs.PD, "waive/kv-port-in-transport-windows", "some reason", "waive.kv-port", "error"),
+    ("waive-impossible", inputs.PD, "waive/port-clash", "some reason", "waive.port-clash", "error"),
+    ("waive-unneeded", inputs.PD, "waive/router-missing", "some reason", "waive.router-missing", "warning"),
+]
+
+
+@pytest.mark.parametrize(("rule", "name", "path", "value", "evidence", "severity"), CASES)
+def test_broken_rule_is_found_at_its_place(rule, name, path, value, evidence, severity):
+    found = [item for item in check(changed(name, path, value)) if item["id"] == rule]
+    if evidence is None:
+        assert found == []
+        return
+    assert found
+    assert found[0]["severity"] == severity
+    assert evidence in found[0]["evidence"]
+    assert "; allowed: " in found[0]["evidence"]
+    assert found[0]["fix"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("args/data-parallel-size", 2),
+        ("args/tensor_parallel_size", 8),
+        ("args/data-parallel-rpc-port", 13389),
+        ("args/served-model-name", "qwen3"),
+        ("kv_transfer", None),
+    ],
+)
+def test_derived_values_may_be_repeated(path, value):
+    assert check(changed(DP2, path, value)) == []
+
+
+def test_devices_of_a_mixed_cluster_are_those_of_the_host():
+    hosts = inputs.hosts(1)
+    hosts[0]["hardware"] = "atlas-800-a2"
+    found = check(inputs.recipe(SINGLE), hosts)
+    assert [item["id"] for item in found if item["severity"] == "error"] == ["devices-too-few"]
+
+
+def test_kv_spans_of_two_instances_on_a_host():
+    recipe = inputs.recipe(inputs.PD)
+    recipe["pools"]["prefill"].update(instances=2, instances_per_node=2, data_parallel=4)
+    assert "kv-ports-overlap" not in [item["id"] for item in check(recipe)]
+    plan = planner.plan(recipe, inputs.hardware(), inputs.hosts(3))
+    second = next(one for one in plan["processes"] if one["name"] == "prefill-1-head")
+    port = next(port for port in second["ports"] if port["name"] == "kv")
+    port["first"] -= 1
+    found = rules.check(recipe, inputs.hardware(), inputs.hosts(3), plan)
+    assert [item["id"] for item in found if item["severity"] == "error"] == ["kv-ports-overlap"]
+
+
+def test_transport_window_follows_the_mooncake_of_the_image():
+    recipe = changed(inputs.PD, "waive", ...)
+    new = [item for item in check(recipe) if item["id"] == "kv-port-in-transport-window"]
+    assert [item["severity"] for item in new] == ["warning"]  # 36010 of decode is above the window
+    recipe["pools"]["decode"]["kv_port"] = 21590
+    inside = [item for item in check(recipe) if item["severity"] == "error"]
+    assert ["20000-21600" in item["evidence"] for item in inside] == [True]
+    recipe["engine"]["version"] = "v0.11.0rc2"
+    old = [item for item in check(recipe) if item["severity"] == "error"]
+    assert [item["id"] for item in old] == ["kv-port-in-transport-window"] * 2
+    recipe["pools"]["prefill"]["kv_port"], recipe["pools"]["decode"]["kv_port"] = 36001, 36100
+    assert [item["id"] for item in check(recipe)] == []
+
+
+def test_a_waived_rule_shows_with_its_reason():
+    found = [item for item in check(inputs.recipe(inputs.PD)) if item["id"] == "kv-port-in-transport-window"]
+    assert [item["severity"] for item in found] == ["info"]
+    assert "Mooncake 0.3.9" in found[0]["cause"]
+
+
+@pytest.mark.parametrize(
+    ("change", "rule", "severity"),
+    [
+        ({}, None, None),
+        ({"precision": "bf16"}, "quantization-matches-weights", "error"),
+        ({"minimum_engine": {"vllm-ascend": "v0.22.0"}}, "model-engine-version", "error"),
+        ({"devices": {"atlas-800-a3": 32}}, "model-devices", "warning"),
+    ],
+)
+def test_facts_of_the_model_count(change, rule, severity):
+    found = check(inputs.recipe(SINGLE), model={**W8A8, **change})
+    assert [(item["id"], item["severity"]) for item in found] == ([(rule, severity)] if rule else [])
+
+
+def test_quantized_weights_need_the_option():
+    found = check(changed(SINGLE, "args/quantization", ...), model=W8A8)
+    assert [item["id"] for item in found] == ["quantization-matches-weights"]
+
+
+@pytest.mark.parametrize(
+    ("option", "near"),
+    [("max-num-seq", "max-num-seqs"), ("max_model_lenn", "max-model-len"), ("qqqq", None)],
+)
+def test_unknown_options_get_the_nearest_one(option, near):
+    table = ["--max-num-seqs", "--max-model-len", "-tp", "--enable-prefix-caching"]
+    recipe = inputs.recipe(SINGLE)
+    recipe["args"] = {"max_model_len": 5, "no-enable-prefix-caching": True, option: 3}
+    found = check(recipe, options=table)
+    assert [item["id"] for item in found] == ["engine-option-unknown"]
+    assert f"args.{option} = 3" in found[0]["evidence"]
+    assert found[0]["fix"] == (f"write {near}" if near else "remove it, or take a release that has it")
+
+
+def test_hosts_have_addresses_of_their_own():
+    hosts = inputs.hosts(3)
+    hosts[2]["node_ip"] = hosts[0]["node_ip"]
+    hosts[1]["ansible_host"] = hosts[0]["ansible_host"] = "192.0.2.1"
+    found = [item for item in check(inputs.recipe(inputs.PD), hosts) if item["severity"] == "error"]
+    assert [(item["id"], item["host"]) for item in found] == [
+        ("host-address-twice", "n001"),
+        ("host-address-twice", "n002"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "rule"),
+    [
+        ("node_ip", SINGLE, "host-address-missing"),
+        ("nic", DP2, "host-nic-missing"),
+        ("arch", SINGLE, "host-arch-missing"),
+        ("nic", SINGLE, None),
+        ("arch", DP2, None),
+    ],
+)
+def test_what_a_host_must_tell_depends_on_the_layout(key, name, rule):
+    recipe = inputs.recipe(name)
+    hosts = inputs.hosts(inputs.hosts_needed(recipe))
+    hosts[0][key] = None
+    found = rules.check(recipe, inputs.hardware(), hosts)
+    assert [item["id"] for item in found] == ([rule] if rule else [])
+
+
+def test_everything_wrong_is_told_at_once():
+    recipe = inputs.recipe(inputs.PD)
+    recipe["hardware"] = "atlas-800-a33"
+    recipe["router"]["kind"] = "pd"
+    hosts = inputs.hosts(2)
+    hosts[1].update(pool="decod", node_ip=hosts[0]["node_ip"])
+    found = [item["id"] for item in check(recipe, hosts) if item["severity"] == "error"]
+    assert sorted(found) == [
+        "hardware-unknown",
+        "host-address-twice",
+        "host-pool-unknown",
+        "hosts-too-few",
+        "router-matches-connector",
+    ]
+
+
+def test_named_hosts_beyond_a_pools_size_and_spare_hosts():
+    hosts = inputs.hosts(4)
+    assert [item["id"] for item in check(inputs.recipe(inputs.PD), hosts) if item["severity"] == "warning"] == [
+        "host-spare"
+    ]
+    for host in hosts[:2]:
+        host["pool"] = "prefill"
+    found = check(inputs.recipe(inputs.PD), hosts)
+    assert "hosts-too-many" in [item["id"] for item in found if item["severity"] == "error"]
+
+
+def test_positions_lead_the_evidence():
+    positions = {"recipe:router": "recipes/x.yml:70", "recipe:router.kind": "recipes/x.yml:71"}
+    found = check(changed(inputs.PD, "router/kind", "pd"), positions=positions)
+    assert failed(found)
+    assert found[0]["evidence"].startswith('recipes/x.yml:71: router.kind = "pd"; allowed: pd-layerwise')
+
+
+def test_every_id_that_is_reported_is_listed():
+    """A waiver is judged against the list; an id missing there could not be waived."""
+    reported = {case[0] for case in CASES}
+    assert {name for name in reported if not name.startswith("waive-")} <= rules.ALL_RULES
+    assert {rule for rule in rules.ALL_RULES if not rule.startswith("host")} - reported <= {
+        "engine-option-unknown",
+        "kv-ports-overlap",
+        "model-devices",
+        "model-engine-version",
+        "pd-sizes-differ",
+        "quantization-matches-weights",
+    }
+
+
+def test_pools_of_one_role_have_one_size():
+    recipe = inputs.recipe(inputs.PD)
+    recipe["pools"]["more"] = {**recipe["pools"]["prefill"], "tensor_parallel": 4, "data_parallel": 4}
+    found = [item for item in check(recipe) if item["id"] == "pd-sizes-differ"]
+    assert [item["evidence"].partition(";")[0] for item in found] == [
+        "recipe: pools.more.tensor_parallel = 4",
+        "recipe: pools.more.data_parallel = 4",
+    ]

@@ -178,6 +178,7 @@ def test_data_parallel_shapes(machine):
             "prefill_tp_size: 1 must be greater than or equal to the decode_tp_size: 2",
         ),
         (["-dp", "2", "-tp", "4", "--kv-transfer-config", kv(kv_connector_extra_config={})], "must hold `prefill`"),
+        (["--distributed-executor-backend", "ray"], "has no Ray executor"),
         (["-tp", "4", "-dcp", "3"], "tp_size=4 must be divisible by dcp_size=3"),
     ],
 )  # fmt: skip

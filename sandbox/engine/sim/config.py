@@ -199,9 +199,10 @@ def _check_serve(args: argparse.Namespace) -> None:
             "--data-parallel-external-lb or --data-parallel-rank. Hybrid LB is enabled via "
             "--data-parallel-hybrid-lb or --data-parallel-start-rank. Use one mode or the other."
         )
-    if args.nnodes > 1 or args.distributed_executor_backend == "ray":
+    if args.nnodes > 1 or args.distributed_executor_backend == "ray" or args.config or args.grpc:
         raise EngineError(
-            "the sandbox's engine simulator has no Ray executor and no --nnodes; it knows --data-parallel-* layouts",
+            "the sandbox's engine simulator has no Ray executor, --nnodes, --config or --grpc; "
+            "it takes --data-parallel-* layouts from the command line",
             kind="NotImplementedError",
         )
 

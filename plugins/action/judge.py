@@ -29,5 +29,5 @@ class ActionModule(ActionBase):
             }
         )
         judge: Callable[..., Mapping[str, Any]] = judges.JUDGES[given["by"]]
-        result.update(judges.told(judge(facts.plan(task_vars), facts.nodes(task_vars), **given["with"])))
+        result.update(judges.told(judge(facts.plan(task_vars), facts.of_plan(task_vars), **given["with"])))
         return result

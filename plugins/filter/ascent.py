@@ -29,7 +29,7 @@ def ascent_mounts(mounts: Sequence[Mapping[str, Any]], *extra: Mapping[str, Any]
 def ascent_locked_image(reference: str, facts: Iterable[Mapping[str, Any]]) -> dict[str, str | None]:
     """The image by the digest that the cluster has locked for it: ``{"reference", "digest", "name"}``.
 
-    ``facts`` has every host's ``ansible_facts``. Without a lock the digest is None and the name is the reference itself.
+    ``facts`` has every host's ``ansible_facts``. Without a lock the digest is None and the name is the reference.
     """
     states = [(host.get("ascent_node") or {}).get("state") for host in facts]
     digest = generations.locked_digest(reference, states)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["keeper", "node", "nodes", "plan"]
+__all__ = ["keeper", "node", "nodes", "of_plan", "plan"]
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,6 +32,11 @@ def node(task_vars: Mapping[str, Any], host: str) -> dict[str, Any] | None:
 def nodes(task_vars: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
     """`node` of every host of the plan."""
     return {name: node(task_vars, name) for name in plan(task_vars)["hosts"]}
+
+
+def of_plan(task_vars: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """All facts of every host of the plan."""
+    return {name: _of(task_vars, name) for name in plan(task_vars)["hosts"]}
 
 
 def _of(task_vars: Mapping[str, Any], host: str) -> Mapping[str, Any]:

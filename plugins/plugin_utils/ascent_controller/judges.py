@@ -1,20 +1,23 @@
 """The judges by name, for the action plugin ``judge``: each compares the plan with what the nodes told.
 
-A judge takes ``(plan, nodes, **options)`` and returns ``{"findings": […]}`` with, as it likes, ``metrics`` and
-``record`` for the run record and further keys for the tasks that follow. ``nodes`` maps every host of the plan to its
-``ascent_node`` fact, or to None when it was not read.
+A judge takes ``(plan, facts, **options)`` and returns ``{"findings": […]}`` with, as it likes, ``metrics`` and
+``record`` for the run record and further keys for the tasks that follow. ``facts`` maps every host of the plan to its
+``ansible_facts``; a host that was not read has none of ours among them.
 """
 
 from __future__ import annotations
 
 __all__ = ["JUDGES", "told"]
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ascent.findings import failed, message, sort_findings
+from ascent import fabric
+from ascent.findings import failed, finding, message, sort_findings
 
-JUDGES: dict[str, Callable[..., Mapping[str, Any]]] = {}
+Plan = Mapping[str, Any]
+Facts = Mapping[str, Mapping[str, Any]]
 
 
 def told(verdict: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,3 +30,52 @@ def told(verdict: Mapping[str, Any]) -> dict[str, Any]:
         "failed": failed(findings),
         "msg": message(findings) if failed(findings) else "nothing stands against it",
     }
+
+
+def _nodes(facts: Facts) -> dict[str, Mapping[str, Any] | None]:
+    return {host: values.get("ascent_node") for host, values in facts.items()}
+
+
+def _fabric_gate(plan: Plan, facts: Facts, *, wanted: str, max_age_hours: int) -> dict[str, Any]:
+    """``due`` says whether the fabric has to be measured; otherwise a finding tells which verdict holds."""
+    spread = [host for host in plan["hosts"].values() if host["devices"] and host["fabric"]]
+    if len(spread) < 2:
+        return {"findings": [], "due": False}
+    nodes = _nodes(facts)
+    key, now = fabric.key(plan, nodes), time.time()
+    kept = [((node or {}).get("state") or {}).get("fabric") for node in nodes.values()]
+    if wanted == "force" or not all(fabric.reusable(verdict, key, now, max_age_hours) for verdict in kept):
+        return {"findings": [], "due": True}
+    measured = max(float(verdict["measured"]) for verdict in kept if verdict)
+    holds = finding(
+        "fabric-verdict-holds",
+        "info",
+        f"the fabric was proven {(now - measured) / 3600:.1f} hours ago and nothing it depends on has changed",
+        stage="verify",
+        evidence=f"{kept[0]['pairs'] if kept[0] else 0} pairs; key {key[:12]}",
+        fix="Measure again with -e fabric_verify=force.",
+    )
+    return {"findings": [holds], "due": False}
+
+
+def _fabric(plan: Plan, facts: Facts, *, hosts: Sequence[str]) -> dict[str, Any]:
+    """Judges what ``hosts`` measured. ``verdict`` is None unless they are the whole plan."""
+    part = {**plan, "hosts": {name: host for name, host in plan["hosts"].items() if name in hosts}}
+    nodes = _nodes(facts)
+    meshes = {host: facts[host].get("ascent_mesh") for host in part["hosts"]}
+    previous = next((node["state"]["fabric"] for node in nodes.values() if node and node["state"]["fabric"]), None)
+    ping = next(host["fabric"]["ping"] for host in part["hosts"].values() if host["fabric"])
+    findings, metrics, verdict = fabric.judge(part, nodes, meshes, previous, ping)
+    whole = set(part["hosts"]) == set(plan["hosts"])
+    return {
+        "findings": findings,
+        "metrics": metrics,
+        "record": {"fabric_mesh.json": meshes},
+        "verdict": verdict if whole else None,
+    }
+
+
+JUDGES: dict[str, Callable[..., Mapping[str, Any]]] = {
+    "fabric": _fabric,
+    "fabric_gate": _fabric_gate,
+}

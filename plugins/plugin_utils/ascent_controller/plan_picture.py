@@ -39,6 +39,10 @@ class _Picture:
         order = [host for instance in plan["instances"] for host in instance["hosts"]]
         self.hosts = list(dict.fromkeys([*order, *plan["hosts"]]))
         self.columns = min(len(self.hosts), 4)
+        # Arrows are drawn while they cross nothing: one row of hosts, one engine process on each. Beyond that the same
+        # is said in words inside the boxes.
+        engines = [one["host"] for one in plan["processes"] if one["devices"]]
+        self.arrows = len(self.hosts) <= self.columns and len(engines) == len(set(engines))
         self.boxes: dict[str, tuple[int, int, int, int]] = {}  # process -> x, y, width, height
         self.tops: dict[str, int] = {}  # host -> y
 
@@ -92,6 +96,8 @@ class _Picture:
         self._text(
             x + box // 2, y + 38, f"{_program(self.router)}  :{_port(self.router, 'api')}", size=11, anchor="middle"
         )
+        if not self.arrows:
+            return
         for instance in self.plan["instances"]:
             left, _, span, _ = self.boxes[instance["processes"][0]]
             self._arrow(width // 2, y + 48, left + span // 2, self.tops[instance["hosts"][0]], "req")
@@ -125,7 +131,7 @@ class _Picture:
             sizes += f" {_TIMES} PP {parallel['pipeline']}"
         self._text(x + width - 10, y + 20, sizes, size=11, anchor="end", colour=stroke)
         ranks = _span(parallel["start_rank"], parallel["data_local"])
-        lines = [f"DP ranks {ranks}" if parallel["data"] > 1 else "one rank", *_port_lines(process)]
+        lines = [f"DP ranks {ranks}" if parallel["data"] > 1 else "one rank", *self._lines(process)]
         for index, line in enumerate(lines):
             self._text(x + 10, y + 39 + index * _LINE, line, size=11)
         below = y + 39 + len(lines) * _LINE - 6
@@ -142,7 +148,16 @@ class _Picture:
     def _process_height(self, process: Mapping[str, Any]) -> int:
         columns = (_WIDTH - 40) // (_CELL + 3)
         rows = -(-len(process["devices"]) // columns)
-        return 39 + (1 + len(_port_lines(process))) * _LINE + rows * (_CELL - 4)
+        return 39 + (1 + len(self._lines(process))) * _LINE + rows * (_CELL - 4)
+
+    def _lines(self, process: Mapping[str, Any]) -> list[str]:
+        """Ports, and with whom KV cache is exchanged where no arrow says it."""
+        other = {"prefill": "decode", "decode": "prefill"}.get(process["role"])
+        if self.arrows or other is None:
+            return _port_lines(process)
+        names = [one["name"] for one in self.plan["instances"] if one["role"] == other]
+        shown = ", ".join(names) if len(names) <= 3 else f"{names[0]} to {names[-1]}"
+        return [*_port_lines(process), f"KV cache {'to' if other == 'decode' else 'from'} {shown}"]
 
     def _host_height(self, host: str) -> int:
         mine = [one for one in self.plan["processes"] if one["host"] == host and one["devices"]]
@@ -150,6 +165,8 @@ class _Picture:
 
     def _transfers(self) -> None:
         """KV cache goes from every prefill to every decode instance; the ranks of one instance talk over nodes."""
+        if not self.arrows:
+            return
         sources = [one for one in self.plan["instances"] if one["role"] == "prefill"]
         targets = [one for one in self.plan["instances"] if one["role"] == "decode"]
         for source in sources:

@@ -2,7 +2,7 @@
 
 A sandbox is a group under `clusters` with these variables, all read as they are written (no templates):
 
-- `sandbox_subnet`: the network of the nodes, a /16 of 198.18.0.0/15;
+- `sandbox_subnet`: the network of the nodes, a /16 to /18 of 198.18.0.0/15;
 - `sandbox_services`: the address of the registry and of the package repository;
 - `sandbox_profile`: a name in `sandbox/profiles/`; a host may have its own;
 - `sandbox_engine_images`: names under which the engine image is published in the registry;
@@ -92,8 +92,8 @@ def _subnet(variables: Mapping[str, Any], group: str) -> ipaddress.IPv4Network:
         subnet = ipaddress.IPv4Network(str(variables["sandbox_subnet"]))
     except ValueError as error:
         raise SandboxError(f"{group}: sandbox_subnet: {error}") from error
-    if subnet.prefixlen != 16 or not subnet.subnet_of(BENCHMARK_NETWORK):
-        raise SandboxError(f"{group}: sandbox_subnet is {subnet}; it has to be a /16 of {BENCHMARK_NETWORK}")
+    if not 16 <= subnet.prefixlen <= 18 or not subnet.subnet_of(BENCHMARK_NETWORK):
+        raise SandboxError(f"{group}: sandbox_subnet is {subnet}; it has to be a /16, /17 or /18 of {BENCHMARK_NETWORK}")
     return subnet
 
 
@@ -103,8 +103,10 @@ def _node(name: str, variables: Mapping[str, Any], subnet: ipaddress.IPv4Network
         offset = int(ipaddress.IPv4Address(address)) - int(subnet.network_address)
     except ValueError as error:
         raise SandboxError(f"{name}: ansible_host is {address!r}, not an address of {subnet}") from error
-    if not 3 <= offset <= 254:
-        low, high = subnet.network_address + 3, subnet.network_address + 254
+    # A node's number is the third byte of its devices' addresses, so a smaller subnet has room for fewer nodes.
+    last = min(254, subnet.num_addresses // 256 - 1)
+    if not 3 <= offset <= last:
+        low, high = subnet.network_address + 3, subnet.network_address + last
         raise SandboxError(f"{name}: ansible_host is {address}; a node of {subnet} is one of {low} to {high}")
     return Node(name, offset, address, load_profile(str(variables["sandbox_profile"])))
 
@@ -133,7 +135,7 @@ def from_variables(group: str, variables: Mapping[str, Any], hosts: Mapping[str,
     if ipaddress.IPv4Address(services) not in subnet:
         raise SandboxError(f"{group}: sandbox_services is {services}, outside {subnet}")
     return Sandbox(
-        name=group,
+        name=str(variables.get("sandbox_name", group)),
         subnet=subnet,
         services=services,
         nodes=nodes,

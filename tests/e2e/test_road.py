@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,19 @@ import yaml
 
 from tests.e2e.driver import CLUSTER, INVENTORY, NODES, ROOT, Road
 
+SAME_ADDRESS = {"node_ip": "198.18.128.12", "ansible_host": "198.18.128.12"}
 ENGINES = {"a3-01": ["prefill-0-head", "router"], "a3-02": ["decode-0-head"], "a3-03": ["decode-0-headless-1"]}
+
+
+def recipe_with(directory: Path, decode_args: dict | None = None, decode_env: dict | None = None) -> Path:
+    """The road's recipe with arguments or variables of its decode pool changed."""
+    recipe = yaml.safe_load((ROOT / "recipes" / "qwen3.5-397b-a17b-w8a8-pd-1p1d-a3.yml").read_text())
+    recipe["name"] = "changed"
+    recipe["pools"]["decode"]["args"].update(decode_args or {})
+    recipe["pools"]["decode"].setdefault("env", {}).update(decode_env or {})
+    path = directory / "changed.yml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return path
 
 
 def fingerprint(road: Road) -> dict[str, str]:
@@ -149,10 +161,11 @@ def test_launch_brings_it_back(road: Road) -> None:
     assert containers(road.node("a3-02")) == {"decode-0-head": "running"}
 
 
-def test_a_killed_controller_leaves_nothing_that_a_second_run_cannot_finish(road: Road) -> None:
+def test_a_killed_controller_leaves_nothing_that_a_second_run_cannot_finish(road: Road, tmp_path: Path) -> None:
+    recipe = recipe_with(tmp_path, decode_args={"max-num-seqs": 16})
     arguments = [
         *(str(Path(sys.executable).with_name("ansible-playbook")), "deploy.yml", "-i", str(INVENTORY)),
-        *("-l", CLUSTER, "--tags", "launch", "-e", "recipe=tests/e2e/recipes/changed.yml"),
+        *("-l", CLUSTER, "--tags", "launch", "-e", f"recipe={recipe}"),
     ]
     with subprocess.Popen(
         arguments,
@@ -168,24 +181,24 @@ def test_a_killed_controller_leaves_nothing_that_a_second_run_cannot_finish(road
             if "Run the processes of this host" in line:
                 break
         os.killpg(controller.pid, signal.SIGKILL)
-    run = road.play("deploy.yml", "--tags", "launch,check", "-e", "recipe=tests/e2e/recipes/changed.yml")
+    run = road.play("deploy.yml", "--tags", "launch,check", "-e", f"recipe={recipe}")
     assert run.rc == 0, run.stdout
     for name, node in zip(NODES, road.nodes(), strict=True):
         assert containers(node) == dict.fromkeys(ENGINES[name], "running")
-    again = road.play("deploy.yml", "--tags", "launch", "-e", "recipe=tests/e2e/recipes/changed.yml")
+    again = road.play("deploy.yml", "--tags", "launch", "-e", f"recipe={recipe}")
     assert again.changed == {}
 
 
-def test_a_crashing_rank_ends_the_launch_with_its_cause(road: Road) -> None:
-    started = time.monotonic()
-    run = road.play("deploy.yml", "--tags", "launch", "-e", "recipe=tests/e2e/recipes/crashing.yml")
+def test_a_crashing_rank_ends_the_launch_with_its_cause(road: Road, tmp_path: Path) -> None:
+    # Rank 8 is the first of the second decode node. The simulator takes its orders from a variable of its own.
+    recipe = recipe_with(tmp_path, decode_env={"SIM_FAIL": "weights@8:EI0006"})
+    run = road.play("deploy.yml", "--tags", "launch", "-e", f"recipe={recipe}")
     assert run.rc != 0
     errors = [finding for finding in run.stage("launch")["findings"] if finding["severity"] == "error"]
     assert errors
     assert errors[0]["id"] == "C01", errors
     assert errors[0]["host"] == "a3-03"
     assert "EI0006" in errors[0]["evidence"]
-    assert time.monotonic() - started < 300, "the launch did not wait for its time limit"
 
 
 def test_it_comes_back_from_a_bad_launch(road: Road) -> None:
@@ -193,43 +206,48 @@ def test_it_comes_back_from_a_bad_launch(road: Road) -> None:
     assert run.rc == 0, run.stdout
 
 
-WRONG = {
-    "an unknown recipe": ({"vars": {"recipe": "qwen3.5-397b-a17b-w8a8-pd-1p1d"}}, ["recipe", "pd-1p1d-a3"]),
-    "too few hosts": ({"drop": "a3-03"}, ["decode", "hosts"]),
-    "an address twice": ({"hosts": {"a3-03": {"node_ip": "SAME", "ansible_host": "SAME"}}}, ["a3-02", "a3-03"]),
-    "a pool that the recipe lacks": ({"hosts": {"a3-02": {"pool": "decoder"}}}, ["decoder", "prefill", "decode"]),
+# What is changed, what the findings have to name, and in which file they have to say it stands.
+WRONG: dict[str, tuple[dict[str, Any], list[str], str]] = {
+    "an unknown recipe": ({"vars": {"recipe": "qwen3.5-397b-pd-1p1d"}}, ["recipe", "pd-1p1d-a3"], "a3-cluster.yml"),
+    "too few hosts": ({"drop": "a3-03"}, ["decode", "hosts"], "pools"),
+    "an address twice": ({"hosts": {"a3-03": SAME_ADDRESS}}, ["a3-02", "a3-03"], "hosts.yml"),
+    "a pool that the recipe lacks": (
+        {"hosts": {"a3-02": {"pool": "decoder"}}},
+        ["decoder", "prefill", "decode"],
+        "hosts.yml",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", sorted(WRONG))
 def test_a_wrong_inventory_is_refused_before_any_host_is_touched(road: Road, tmp_path: Path, case: str) -> None:
-    change, words = WRONG[case]
-    inventory = wrong_inventory(tmp_path, change)
-    run = road.play("deploy.yml", inventory=inventory)
+    change, words, place = WRONG[case]
+    run = road.play("deploy.yml", inventory=wrong_inventory(tmp_path, change))
     assert run.rc != 0
     assert run.rounds == ["Plan the launch from inventory and recipe"]
     text = json.dumps([finding for finding in run.findings() if finding["severity"] == "error"])
-    assert all(word in text for word in words), text
-    assert "hosts.yml" in text
+    assert all(word in text for word in [*words, place]), text
 
 
 def test_all_mistakes_of_an_inventory_are_reported_at_once(road: Road, tmp_path: Path) -> None:
-    change = {"hosts": {"a3-02": {"pool": "decoder"}, "a3-03": {"node_ip": "SAME", "ansible_host": "SAME"}}}
+    change = {"hosts": {"a3-02": {"pool": "decoder"}, "a3-03": SAME_ADDRESS}}
     run = road.play("deploy.yml", inventory=wrong_inventory(tmp_path, change))
     assert run.rc != 0
-    assert len([finding for finding in run.findings() if finding["severity"] == "error"]) >= 2
+    ids = {finding["id"] for finding in run.findings() if finding["severity"] == "error"}
+    assert {"host-pool-unknown", "host-address-twice"} <= ids
 
 
 def wrong_inventory(directory: Path, change: dict[str, Any]) -> Path:
-    """The test inventory with one thing changed; ``SAME`` stands for a3-02's address."""
-    tree = yaml.safe_load((INVENTORY / "hosts.yml").read_text())
+    """A copy of the test inventory with one thing changed."""
+    copy = directory / "inventory"
+    shutil.copytree(INVENTORY, copy)
+    hosts, variables = copy / "hosts.yml", copy / "group_vars" / f"{CLUSTER}.yml"
+    tree = yaml.safe_load(hosts.read_text())
     group = tree["all"]["children"]["clusters"]["children"][CLUSTER]
-    group.setdefault("vars", {}).update(change.get("vars", {}))
-    for host, variables in change.get("hosts", {}).items():
-        same = group["hosts"]["a3-02"]["ansible_host"]
-        group["hosts"][host].update({key: same if value == "SAME" else value for key, value in variables.items()})
+    for host, values in change.get("hosts", {}).items():
+        group["hosts"][host].update(values)
     if "drop" in change:
         del group["hosts"][change["drop"]]
-    path = directory / "hosts.yml"
-    path.write_text(yaml.safe_dump(tree, sort_keys=False))
-    return path
+    hosts.write_text(yaml.safe_dump(tree, sort_keys=False))
+    variables.write_text(yaml.safe_dump({**yaml.safe_load(variables.read_text()), **change.get("vars", {})}))
+    return copy

@@ -69,6 +69,10 @@ result:
   description: Conditions and figures; null in check mode.
   returned: always
   type: dict
+record:
+  description: The result under the name that it has in the run record; empty in check mode.
+  returned: always
+  type: dict
 table:
   description: The figures as rows of text, header first.
   returned: always
@@ -114,7 +118,7 @@ def main() -> None:
     if unknown:
         module.fail_json(msg=f"slo has {', '.join(unknown)}; wanted ttft_ms, tpot_ms or e2e_ms")
     if module.check_mode and not given["run_in_check_mode"]:
-        module.exit_json(changed=False, result=None, table=[], findings=[])
+        module.exit_json(changed=False, result=None, table=[], findings=[], record={})
     result = bench.run(
         given["url"],
         given["model"],
@@ -130,7 +134,13 @@ def main() -> None:
         api_key=given["api_key"],
     )
     findings = bench.judge(result) + bench.compare(given["reference"], result)
-    module.exit_json(changed=False, result=result, table=bench.table(result), findings=findings)
+    module.exit_json(
+        changed=False,
+        result=result,
+        table=bench.table(result),
+        findings=findings,
+        record={"smoke_bench.json": result},
+    )
 
 
 if __name__ == "__main__":

@@ -184,6 +184,26 @@ def summarize(
     }
 
 
+def timelines(records: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
+    """When each request ran: ``{"start_s", "end_s", "ttft_ms", "itl_ms": [..], "error"}``, in order of start.
+
+    ``start_s`` counts from the first start; ``ttft_ms`` is None for a request without a word.
+    """
+    ordered = sorted(records, key=lambda record: float(record["start"]))
+    return [
+        {
+            "start_s": round(record["start"] - ordered[0]["start"], 4),
+            "end_s": round(record["end"] - ordered[0]["start"], 4),
+            "ttft_ms": round((record["arrivals"][0] - record["start"]) * 1000, 3) if record["arrivals"] else None,
+            "itl_ms": [
+                round((after - before) * 1000, 3) for before, after in zip(record["arrivals"], record["arrivals"][1:])
+            ],
+            "error": record["error"],
+        }
+        for record in ordered
+    ]
+
+
 def is_simulated(urls: Sequence[str], timeout: float = 5, api_key: Optional[str] = None) -> bool:
     """Whether any version page says that its engine is a simulator, in its answer or by ``X-Ascent-Simulated``."""
     return any(_simulated(url, timeout, api_key) for url in urls)
@@ -217,7 +237,8 @@ def run(
     simulated_urls: Sequence[str] = (),
     api_key: Optional[str] = None,
 ) -> Dict[str, Any]:
-    """Load the endpoint's completions: ``{"conditions", "simulated", "max_in_flight"}`` and what `summarize` gives.
+    """Load the endpoint's completions: ``{"conditions", "simulated", "max_in_flight"}``, what `summarize` gives, and
+    ``requests`` as `timelines` gives them.
 
     ``warmup`` requests go first and are not counted (default: as many as run at a time): they compile graphs and open
     links. Answers are asked to have exactly ``output_tokens``; engines that do not know ``ignore_eos`` may give fewer,
@@ -254,6 +275,7 @@ def run(
         "simulated": is_simulated(simulated_urls, api_key=api_key),
         "max_in_flight": measured["max_in_flight"],
         **summarize(measured["records"], measured["seconds"], slo),
+        "requests": timelines(measured["records"]),
     }
 
 

@@ -145,3 +145,12 @@ def test_comparison_needs_the_same_conditions():
     assert bench.compare({**row, "conditions": {"concurrency": 9}}, result) == []
     assert bench.compare({**row, "conditions": {}}, result) == []
     assert bench.compare({}, result) == []
+
+
+def test_time_lines_start_with_the_first_request():
+    late = {"start": 12.0, "end": 13.0, "arrivals": [], "error": "refused"}
+    early = {"start": 10.0, "end": 10.5, "arrivals": [10.2, 10.23, 10.3], "error": None}
+    assert bench.timelines([late, early]) == [
+        {"start_s": 0.0, "end_s": 0.5, "ttft_ms": 200.0, "itl_ms": [30.0, 70.0], "error": None},
+        {"start_s": 2.0, "end_s": 3.0, "ttft_ms": None, "itl_ms": [], "error": "refused"},
+    ]

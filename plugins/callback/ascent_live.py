@@ -192,6 +192,10 @@ class CallbackModule(DefaultCallback):
                     self._endpoint = plan["endpoint"].get("url")
             shown = [part.get("metrics"), part.get("result"), record]
             self._simulated = self._simulated or runs.simulated(shown)
+        for part in parts:
+            # Whole files and logs belong into the run record; with -v they would bury the rest.
+            part.pop("record", None)
+            part.pop("logs", None)
         self._open["findings"] += found
         if self._stage in self._stages and (
             outcome in ("failed", "unreachable") or any(item["severity"] == "error" for item in found)
@@ -229,6 +233,12 @@ class CallbackModule(DefaultCallback):
             super().v2_runner_on_unreachable(result)
         else:
             self._failure(result, "unreachable")
+
+    def _handle_exception(self, result: Any, use_stderr: bool = False) -> None:
+        """Ansible censors a secret task's result, and not the error message that it prints before it."""
+        if "censored" in result:
+            result.pop("exception", None)
+        super()._handle_exception(result, use_stderr)
 
     def _failure(self, result: Any, word: str) -> None:
         content = result.result

@@ -1,0 +1,145 @@
+"""Whether what was launched still serves: containers, endpoints and the router, each failure with its owner. Pure."""
+
+from __future__ import annotations
+
+__all__ = ["judge"]
+
+from typing import Any, Dict, List, Mapping, Optional, Sequence
+
+from .findings import finding, sort_findings
+
+_STAGE = "check"
+_EXITS = {
+    137: "killed, most often for want of host memory (D28)",
+    139: "a segmentation fault",
+    135: "a bus error: shared memory too small (D13)",
+    143: "stopped from outside",
+}
+_RESTARTS = 3
+
+
+def _containers(node: Mapping[str, Any]) -> Optional[Dict[str, Mapping[str, Any]]]:
+    """The cluster's containers by the process they run; None when the engine could not be asked."""
+    engine = node.get("container_engine")
+    if not engine or not engine.get("running"):
+        return None
+    return {str(one["labels"].get("ascent.process")): one for one in engine.get("containers", ())}
+
+
+def _container_finding(
+    cluster: str, process: Mapping[str, Any], containers: Optional[Mapping[str, Mapping[str, Any]]]
+) -> Optional[Dict[str, Any]]:
+    host, name = process["host"], process["name"]
+    owner = f"instance {process['instance']}" if process.get("instance") else name
+    launch = f"ansible-playbook deploy.yml -l {cluster} --tags launch"
+    logs = f"docker logs {process['container']['name']} on {host}"
+    if containers is None:
+        return finding(
+            "container-engine",
+            "error",
+            f"the container engine of {host} does not answer, so {name} can't serve",
+            host=host,
+            stage=_STAGE,
+            evidence="docker version failed",
+            cause="Its service is down.",
+            fix=f"systemctl status docker on {host}; then: {launch}",
+        )
+    container = containers.get(name)
+    if container is None:
+        return finding(
+            "process-missing",
+            "error",
+            f"{owner}: {name} has no container on {host}",
+            host=host,
+            stage=_STAGE,
+            evidence=f"containers of the cluster there: {', '.join(sorted(containers)) or 'none'}",
+            cause="It was never launched, or somebody removed it.",
+            fix=launch,
+        )
+    if container["state"] != "running":
+        code = container.get("exit_code")
+        return finding(
+            "process-exited",
+            "error",
+            f"{owner}: {name} on {host} is {container['state']} with exit code {code}",
+            host=host,
+            stage=_STAGE,
+            evidence=f"container {container['name']}, {container.get('restarts') or 0} restarts",
+            cause=_EXITS.get(code or 0, "The first fatal line of its log says why."),
+            fix=f"{logs}; then: {launch}",
+        )
+    if (container.get("restarts") or 0) >= _RESTARTS:
+        return finding(
+            "D33",
+            "warning",
+            f"{owner}: {name} on {host} has been restarted {container['restarts']} times",
+            host=host,
+            stage=_STAGE,
+            evidence=f"container {container['name']}, started {container.get('started_at')}",
+            cause="It fails again and again, and the restart policy hides it.",
+            fix=f"{logs}: the first fatal line counts, not the last.",
+        )
+    return None
+
+
+def judge(
+    plan: Mapping[str, Any],
+    nodes: Mapping[str, Optional[Mapping[str, Any]]],
+    endpoints: Sequence[Mapping[str, Any]],
+) -> List[Dict[str, Any]]:
+    """Findings on a launched plan, worst first.
+
+    ``nodes`` are the ``ascent_node`` facts by host (None: not readable), ``endpoints`` the results of `endpoint.check`,
+    whose ``name`` is that of a process, of an instance, or any other; each is matched to the plan by it.
+    """
+    found: List[Dict[str, Any]] = []
+    cluster = plan["cluster"]
+    stopped = set()
+    for host in plan["hosts"]:
+        mine = [process for process in plan["processes"] if process["host"] == host]
+        node = nodes.get(host)
+        if node is None:
+            stopped |= {process["name"] for process in mine}
+            found.append(
+                finding(
+                    "host-unreadable",
+                    "error",
+                    f"{host} could not be read; it runs {', '.join(process['name'] for process in mine) or 'nothing'}",
+                    host=host,
+                    stage=_STAGE,
+                    evidence="no facts from node_info",
+                    cause="The host is down or unreachable.",
+                    fix=f"ansible {host} -m ping; bring it back, then: ansible-playbook deploy.yml -l {cluster}",
+                )
+            )
+            continue
+        containers = _containers(node)
+        told = [(process, _container_finding(cluster, process, containers)) for process in mine]
+        stopped |= {process["name"] for process, item in told if item and item["severity"] == "error"}
+        # An engine that does not answer is one fault, not one for each process.
+        found += [item for _process, item in (told if containers is not None else told[:1]) if item]
+    by_name = {process["name"]: process for process in plan["processes"]}
+    heads = {one["name"]: one["processes"][0] for one in plan["instances"] if one.get("processes")}
+    for endpoint in endpoints:
+        if endpoint["ok"]:
+            continue
+        name = str(endpoint.get("name"))
+        process = by_name.get(name) or by_name.get(heads.get(name, ""))
+        if process and process["name"] in stopped:
+            continue
+        router = bool(process and process["kind"] == "router")
+        found.append(
+            finding(
+                "E12" if router else "D07",
+                "error",
+                f"{'the router' if router else 'endpoint'} {name} does not answer",
+                host=endpoint.get("host") or (process["host"] if process else None),
+                stage=_STAGE,
+                evidence=f"{endpoint['url']}: {endpoint['error']}",
+                cause="Its container runs, but the program in it refuses or is stuck."
+                if process
+                else "Nothing of the plan is known by this name.",
+                fix=f"Read its log; then: ansible-playbook deploy.yml -l {cluster} --tags launch",
+            )
+        )
+    return sort_findings(found)

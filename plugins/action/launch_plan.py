@@ -11,7 +11,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 
 from ascent.findings import failed, finding, sort_findings
-from ascent_controller import facts, planning, render
+from ascent_controller import facts, loader, planning, render, role_arguments
 
 _ABSENT = ("ansible_host", "node_ip", "nic", "arch", "hardware", "pool")
 
@@ -49,8 +49,11 @@ class ActionModule(ActionBase):
         cluster, names = self._cluster(arguments["cluster"], task_vars, findings)
         hostvars = task_vars["hostvars"]
         recipe = arguments["recipe"] or self._one_value("recipe", names, hostvars, cluster, findings)
+        mistakes = role_arguments.check(
+            role_arguments.load(loader.ROOT / "roles"), {name: hostvars[name] for name in names}
+        )
         if recipe is None or findings:
-            return self._ended(result, findings, None, names)
+            return self._ended(result, findings + mistakes, None, names)
         hosts = [self._host(name, hostvars) for name in names]
         discover = arguments["discover"] == "allowed"
         if discover and any(_incomplete(host) and not facts.node(task_vars, name) for name, host in hosts):
@@ -58,13 +61,14 @@ class ActionModule(ActionBase):
             draft, found = planning.prepare(
                 recipe, [_filled(host) for _, host in hosts], **self._settings(cluster, task_vars)
             )
+            found += mistakes
             result["needs_facts"] = not failed(found)
             return self._ended(result, found if failed(found) else [], None, names, draft)
         complete = [planning.complete_host(host, facts.node(task_vars, name)) for name, host in hosts]
         plan, findings = planning.prepare(recipe, complete, **self._settings(cluster, task_vars))
         if plan is not None and arguments["render_to"]:
             self._write(Path(arguments["render_to"]), plan, result)
-        return self._ended(result, findings, plan, names)
+        return self._ended(result, findings + mistakes, plan, names)
 
     # -- inputs --------------------------------------------------------------------------------------------------------
 

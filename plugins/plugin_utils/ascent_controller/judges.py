@@ -13,8 +13,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ascent import fabric
+import yaml
+
+from ascent import fabric, preflight, serving
 from ascent.findings import failed, finding, message, sort_findings
+from ascent_controller.loader import ROOT
 
 Plan = Mapping[str, Any]
 Facts = Mapping[str, Mapping[str, Any]]
@@ -75,7 +78,35 @@ def _fabric(plan: Plan, facts: Facts, *, hosts: Sequence[str]) -> dict[str, Any]
     }
 
 
+def _preflight(plan: Plan, facts: Facts, *, image_gb: float, clock_skew_seconds: float) -> dict[str, Any]:
+    """Judges the nodes as they are before anything is changed; the container engine is provision's to bring."""
+    nodes = _nodes(facts)
+    table = ROOT / "catalog" / "versions" / f"{plan['engine']['name']}.yml"
+    samples = {
+        host: {**node["clock"], "time": node["system"]["time"]}
+        for host, node in nodes.items()
+        if node and node.get("clock") and node.get("system")
+    }
+    findings = preflight.judge(
+        plan,
+        nodes,
+        yaml.safe_load(table.read_text(encoding="utf-8")) if table.is_file() else None,
+        offsets=preflight.clock_offsets(samples),
+        image_gb=image_gb,
+        clock_skew_seconds=clock_skew_seconds,
+        provides=("container_engine",),
+    )
+    return {"findings": findings}
+
+
+def _serving(plan: Plan, facts: Facts, *, endpoints: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Says which instance on which node is the reason that an endpoint does not answer."""
+    return {"findings": serving.judge(plan, _nodes(facts), endpoints)}
+
+
 JUDGES: dict[str, Callable[..., Mapping[str, Any]]] = {
     "fabric": _fabric,
     "fabric_gate": _fabric_gate,
+    "preflight": _preflight,
+    "serving": _serving,
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ansible.errors import AnsibleUndefinedVariable
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 from ascent.findings import finding
@@ -39,8 +40,16 @@ def check(roles: Mapping[str, Options], variables: Mapping[str, Mapping[str, Any
     mistakes: dict[tuple[str, str, str, str], list[str]] = {}
     for host, values in variables.items():
         for name in values:
-            for mistake in _mistakes(roles, name, values[name]):
-                mistakes.setdefault((name, repr(values[name]), *mistake), []).append(host)
+            role = max((role for role in roles if name.startswith(f"{role}_")), key=len, default=None)
+            if role is None:
+                continue
+            try:
+                value = values[name]
+            except AnsibleUndefinedVariable:
+                # A value made of facts can only be told once there are facts; the role's module then checks it.
+                continue
+            for mistake in _mistakes(role, roles[role], name, value):
+                mistakes.setdefault((name, repr(value), *mistake), []).append(host)
     return [
         finding(
             "role-argument",
@@ -56,18 +65,11 @@ def check(roles: Mapping[str, Options], variables: Mapping[str, Mapping[str, Any
     ]
 
 
-def _mistakes(roles: Mapping[str, Options], name: str, value: Any) -> list[tuple[str, str]]:
-    """(problem, fix) pairs for one variable; none when no role claims its prefix."""
-    owners = [role for role in roles if name.startswith(f"{role}_")]
-    if not owners:
-        return []
-    owner = max(owners, key=len)
-    options = roles[owner]
+def _mistakes(role: str, options: Options, name: str, value: Any) -> list[tuple[str, str]]:
+    """(problem, fix) pairs for one variable that belongs to ``role`` by its prefix."""
     if name not in options:
         near = difflib.get_close_matches(name, options, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(options)) or 'none'}"
-        return [(f"role {owner} has no such variable", f"Correct the name in the inventory; {hint}")]
+        return [(f"role {role} has no such variable", f"Correct the name in the inventory; {hint}")]
     result = ArgumentSpecValidator({name: dict(options[name])}).validate({name: value})
-    return [
-        (message, f"Correct the value of {name}; see roles/{owner}/README.md.") for message in result.error_messages
-    ]
+    return [(message, f"Correct the value of {name}; see roles/{role}/README.md.") for message in result.error_messages]

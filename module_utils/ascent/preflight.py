@@ -23,6 +23,7 @@ PROVIDERS = {
     "driver": ("A01", "A05", "A07", "A08", "A10", "A20", "B09"),
     "weights": ("D17",),
     "container_engine": ("container-engine",),
+    "tuning": ("ports-in-ephemeral-range",),
 }
 # An idle device keeps about 3 GB for itself; more than this is somebody's.
 _IDLE_HBM_MB = 5 * 1024
@@ -70,19 +71,6 @@ def _host(plan: _Facts, host: str, node: _Facts, image_gb: float, memory_gb: flo
     """Architecture, Python, memory, disk and container engine."""
     found = []
     system = _part(node, "system")
-    machine = system.get("machine")
-    planned = plan["hosts"][host].get("arch")
-    if machine and planned and _ARCHITECTURES.get(planned, planned) != _ARCHITECTURES.get(machine, machine):
-        found.append(
-            _error(
-                "B07",
-                host,
-                f"{host} is a {machine} machine, the plan is made for {planned}",
-                f"uname -m: {machine}",
-                "The inventory's arch is wrong, or the host is another one than meant.",
-                f"Set arch: {machine} for {host} in the inventory, or leave it out.",
-            )
-        )
     python = system.get("python")
     if python and tuple(int(part) for part in re.findall(r"[0-9]+", python)[:2]) < _MIN_PYTHON:
         found.append(
@@ -134,6 +122,32 @@ def _host(plan: _Facts, host: str, node: _Facts, image_gb: float, memory_gb: flo
             )
         )
     return found
+
+
+def _architectures(plan: _Facts, nodes: Mapping[str, Optional[_Facts]]) -> _Findings:
+    """Hosts whose arch the inventory gives otherwise than they say. The inventory counts: it is given on purpose.
+
+    An image that is really of another architecture than its host is refused by the stage that pulls it (B07).
+    """
+    differ = []
+    for host, planned in plan["hosts"].items():
+        machine = _part(nodes.get(host) or {}, "system").get("machine")
+        arch = planned.get("arch")
+        if machine and arch and _ARCHITECTURES.get(arch, arch) != _ARCHITECTURES.get(machine, machine):
+            differ.append(f"{host}: arch {arch}, uname -m {machine}")
+    if not differ:
+        return []
+    return [
+        finding(
+            "arch-differs",
+            "info",
+            f"the inventory's arch counts for {len(differ)} hosts that say otherwise",
+            stage=_STAGE,
+            evidence=_list(differ),
+            cause="The inventory's arch is wrong, or it is meant to differ, as for a rehearsal on other machines.",
+            fix="Leave arch out of the inventory to take what the hosts say.",
+        )
+    ]
 
 
 def _shm_mb(text: Any) -> Optional[float]:
@@ -638,8 +652,8 @@ def _soften(found: _Findings, provides: Collection[str]) -> _Findings:
         raise ValueError(f"{', '.join(unknown)}: not among {', '.join(PROVIDERS)}")
     mended = {fault: name for name in provides for fault in PROVIDERS[name]}
     return [
-        {**item, "severity": "info", "fix": f"Nothing: the provision stage brings the {mended[item['id']]}."}
-        if item["id"] in mended and item["severity"] == "error"
+        {**item, "severity": "info", "fix": f"Nothing: a later stage brings the {mended[item['id']]}."}
+        if item["id"] in mended
         else item
         for item in found
     ]
@@ -663,7 +677,7 @@ def judge(
     space in GiB that an image needs which no generation of the node had yet. ``provides`` names what a later stage
     brings (keys of `PROVIDERS`); what it mends is then ``info``. ValueError for an unknown name there.
     """
-    found = _shared_memory(plan)
+    found = _shared_memory(plan) + _architectures(plan, nodes)
     for host in plan["hosts"]:
         node = nodes.get(host)
         if node is None:

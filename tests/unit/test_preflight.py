@@ -116,7 +116,6 @@ def wrong_image(one, plan):
 
 
 FAULTS = {
-    "B07": lambda one, plan: one["system"].update(machine="x86_64"),
     "python-too-old": lambda one, plan: one["system"].update(python="3.6.8"),
     "D28": lambda one, plan: one["system"].update(memory_mb=4096),
     "D16": lambda one, plan: one["disk"].update({"/var/lib/docker": {"free_mb": 5000, "total_mb": 10**6}}),
@@ -158,16 +157,23 @@ def test_each_fault_is_one_finding_on_its_host(plan, nodes, fault):
 
 def test_all_faults_come_at_once(plan, nodes):
     nodes["n000"] = None
-    FAULTS["B07"](nodes["n001"], plan)
+    FAULTS["C07"](nodes["n001"], plan)
     FAULTS["D01"](nodes["n001"], plan)
     FAULTS["D19"](nodes["n002"], plan)
     findings = preflight.judge(plan, nodes)
     assert [(item["host"], item["id"]) for item in findings] == [
         ("n000", "host-unreadable"),
-        ("n001", "B07"),
+        ("n001", "C07"),
         ("n001", "D01"),
         ("n002", "D19"),
     ]
+
+
+def test_the_inventorys_architecture_counts_and_is_told(plan, nodes):
+    nodes[FAULTY]["system"].update(machine="x86_64")
+    findings = preflight.judge(plan, nodes, CATALOGUE)
+    assert [(item["id"], item["severity"]) for item in findings] == [("arch-differs", "info")]
+    assert FAULTY in findings[0]["evidence"]
 
 
 def test_occupied_tool_is_another_fault_than_a_missing_driver(plan, nodes):

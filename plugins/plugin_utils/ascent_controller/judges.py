@@ -79,7 +79,7 @@ def _fabric(plan: Plan, facts: Facts, *, hosts: Sequence[str]) -> dict[str, Any]
 
 
 def _preflight(plan: Plan, facts: Facts, *, image_gb: float, clock_skew_seconds: float) -> dict[str, Any]:
-    """Judges the nodes as they are before anything is changed; the container engine is provision's to bring."""
+    """Judges the nodes as they are before anything is changed; engine and tuning are later stages' to bring."""
     nodes = _nodes(facts)
     table = ROOT / "catalog" / "versions" / f"{plan['engine']['name']}.yml"
     samples = {
@@ -94,7 +94,7 @@ def _preflight(plan: Plan, facts: Facts, *, image_gb: float, clock_skew_seconds:
         offsets=preflight.clock_offsets(samples),
         image_gb=image_gb,
         clock_skew_seconds=clock_skew_seconds,
-        provides=("container_engine",),
+        provides=("container_engine", "tuning"),
     )
     return {"findings": findings}
 

@@ -38,6 +38,7 @@ _FRESH = 900.0  # a container older than this is not part of this launch
 _TAIL = 2000  # lines of one container in one answer
 _KEPT_LINES = 4000
 _SHOWN_LINES = 6
+_END_LINES = 40
 # A follower lingers half a second after a bad sign, and a connection takes its time.
 _GRACE = 2.0
 # Reaching a host again after this many failures in a row is hopeless.
@@ -106,7 +107,7 @@ class Watch:
         }
         self.hosts = sorted({process.host for process in self.processes.values()})
         self.failed_at: float | None = None
-        self._troubles: list[dict[str, Any]] = []
+        self._troubles: dict[tuple[str, str | None], dict[str, Any]] = {}
         self._lost: dict[str, int] = {}
         # Restarted before the first look: history of a service that answers, and a failure of one that does not.
         self._suspects: dict[str, float] = {}
@@ -123,7 +124,8 @@ class Watch:
                 {"name": process.name, "url": process.url, "known": process.healthy} for process in mine if process.url
             ],
             "fatal": self.patterns,
-            "wait": _WAIT,
+            # A first look at a host without an address to ask only tells whether its containers run.
+            "wait": _WAIT if any(process.state or process.url for process in mine) else 0.0,
             "settle": _SETTLE,
             "fresh": _FRESH,
             "tail": _TAIL,
@@ -189,11 +191,11 @@ class Watch:
         elif process.state != "running":
             code = state.get("exit_code")
             word = f"ended with exit code {code}" if process.state in ("exited", "dead") else f"is {process.state}"
-            if code is not None and not state.get("oom"):
-                self._by_code(now, process, code, word)
             if state.get("oom"):
-                self._by_code(now, process, 137, "was killed for lack of memory")
-            self._trouble(now, process, "process-exited", f"{where} {word}", self._tail(process), fix)
+                self._out_of_memory(now, process, word)
+            hint = diagnosis.by_exit_code(code, self.catalogue) if code else None
+            cause = f"Exit code {code} can mean: {hint['summary']}. {hint['cause']}" if hint else ""
+            self._trouble(now, process, "process-exited", f"{where} {word}", self._tail(process), fix, cause)
         elif again:
             self._restarted(now, process)
 
@@ -208,23 +210,26 @@ class Watch:
             f"The first start in its log is the one to read: docker logs {process.container} on {process.host}.",
         )
 
-    def _by_code(self, now: float, process: _Process, code: int, word: str) -> None:
-        known = diagnosis.by_exit_code(code, self.catalogue, host=process.host, process=process.name)
+    def _out_of_memory(self, now: float, process: _Process, word: str) -> None:
+        known = diagnosis.by_exit_code(137, self.catalogue, host=process.host, process=process.name)
         if known is not None:
-            known["evidence"] = f"{process.name} {word}\n{self._tail(process)}".strip()
-            self._fail(now, {**known, "stage": "launch"}, process)
+            evidence = f"{process.name} {word}, and docker says OOMKilled\n{self._tail(process)}"
+            self._fail(now, {**known, "stage": "launch", "evidence": evidence}, process)
 
-    def _trouble(self, now: float, process: _Process, id: str, summary: str, evidence: str, fix: str) -> None:
-        known = finding(id, "error", summary, host=process.host, stage="launch", evidence=evidence, fix=fix)
+    def _trouble(
+        self, now: float, process: _Process, id: str, summary: str, evidence: str, fix: str, cause: str = ""
+    ) -> None:
+        known = finding(
+            id, "error", summary, host=process.host, stage="launch", evidence=evidence, cause=cause, fix=fix
+        )
         self._fail(now, known, process)
 
     def _fail(self, now: float, trouble: dict[str, Any], process: _Process | None = None) -> None:
         if self.failed_at is None:
             self.failed_at = now
         name = process.name if process else None
-        # A later answer knows more lines of the same trouble.
-        self._troubles = [t for t in self._troubles if (t["id"], t["process"]) != (trouble["id"], name)]
-        self._troubles.append({**trouble, "process": name})
+        # A later answer knows more lines of the same trouble; what came first stays first.
+        self._troubles[(trouble["id"], name)] = trouble
 
     # Where it stands
 
@@ -282,14 +287,9 @@ class Watch:
             return [{**item, "stage": "launch"} for item in told if item["severity"] != "error"]
         causes = [self._with_tail(item) for item in told if item["id"] in fatal]
         explained = {item["evidence"].partition(",")[0] for item in causes}
-        symptoms = [] if causes else [self._with_tail(item) for item in told if item["severity"] == "error"]
-        troubles = [
-            {key: value for key, value in trouble.items() if key != "process"}
-            for trouble in self._troubles
-            # What a diagnosed process did next is no finding of its own.
-            if trouble["process"] not in explained
-        ]
-        found = causes + self._limits() + troubles + symptoms
+        # What a diagnosed process did next is no finding of its own.
+        troubles = [trouble for (_, name), trouble in self._troubles.items() if name not in explained]
+        found = causes + self._limits() + troubles
         if not found:
             found = self._unexplained()
         rest = [{**item, "stage": "launch"} for item in told if item["severity"] != "error"]
@@ -331,6 +331,10 @@ class Watch:
         )
         limit = self.timeout if self._limit == "timeout" else self.stall
         summary = f"{entry['summary']} ({console.seconds(limit)})"
+        # What a process says at its end, not what it said on the way there.
+        ends = {process.name: "\n".join(list(process.lines)[-_END_LINES:]) for process in behind}
+        hosts = {process.name: process.host for process in behind}
+        symptoms = diagnosis.diagnose_all(ends, self.catalogue, hosts=hosts)
         return [
             finding(
                 entry["id"],
@@ -341,7 +345,12 @@ class Watch:
                 evidence=evidence,
                 cause=entry["cause"],
                 fix=entry["fix"],
-            )
+            ),
+            *(
+                {**item, "stage": "launch"}
+                for item in symptoms
+                if item["severity"] == "error" and item["id"] != entry["id"]
+            ),
         ]
 
     def _tail(self, process: _Process) -> str:

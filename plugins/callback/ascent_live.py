@@ -78,7 +78,8 @@ class CallbackModule(DefaultCallback):
 
     @property
     def _width(self) -> int:
-        return max(60, min(140, self._display.columns))
+        # Ansible takes anything but a terminal for a narrow one.
+        return max(60, min(140, self._display.columns)) if sys.stdout.isatty() else 100
 
     def _say(self, lines: list[str]) -> None:
         for line in lines:
@@ -124,7 +125,7 @@ class CallbackModule(DefaultCallback):
             "talker": task.action in _TALKERS and not self._detailed,
         }
         if self._open["talker"]:
-            self._display.display(f"  {self._open['name']}")
+            self._display.display(f"  {self._open['name']} …")
 
     def v2_runner_on_start(self, host: Any, task: Any) -> None:
         """Remember who takes part."""
@@ -156,8 +157,9 @@ class CallbackModule(DefaultCallback):
         counts = task["counts"]
         ran = sum(number for outcome, number in counts.items() if outcome != "skipped")
         if ran and not self._detailed:
-            name = "" if task["talker"] else task["name"]
-            self._display.display(console.outcome(name, counts, time.time() - task["started"], self._width, paint))
+            self._display.display(
+                console.outcome(task["name"], counts, time.time() - task["started"], self._width, paint)
+            )
         self._say(console.findings(task["findings"], self._width, paint))
 
     # Results
@@ -245,6 +247,7 @@ class CallbackModule(DefaultCallback):
         self._display.display(
             "  " + paint(f"✗ {self.host_label(result)}", "error") + f"  {word}: {result.task.get_name().strip()}"
         )
+        told = [item["summary"] for item in self._open["findings"]] if self._open else []
         failing = [item for item in content.get("results") or [] if isinstance(item, dict) and item.get("failed")]
         for part in failing or [content]:
             if part.get("censored"):
@@ -252,6 +255,9 @@ class CallbackModule(DefaultCallback):
                 continue
             if failing:
                 self._say([f"      item {self._get_item_label(part)}:"])
+            if told and all(summary in str(part.get("msg")) for summary in told):
+                # The findings follow, and say more than a message made of them.
+                continue
             for key in ("msg", "stderr", "stdout"):
                 lines = str(part.get(key) or "").strip().splitlines()
                 if lines and not (key == "stdout" and part.get("stderr")):

@@ -366,6 +366,22 @@ def test_exit_code_and_oom_speak_when_the_log_is_silent():
     assert [item["id"] for item in state.findings()][:1] == ["D28"]
 
 
+def test_a_kill_from_outside_is_not_called_lack_of_memory():
+    state = started()
+    state.absorb("n1", answer("n1", state="exited", code=137), 110.0)
+    found = state.findings()
+    assert [item["id"] for item in found] == ["process-exited"]
+    assert "Exit code 137 can mean" in found[0]["cause"]
+
+
+def test_what_was_overcome_on_the_way_is_no_finding():
+    state = started()
+    lines = ["2026-01-01T00:00:01Z Waiting for 8 local, 8 remote core engine proc(s)", "2026-01-01T00:00:02Z go on"]
+    state.absorb("n2", answer("n2", lines=lines), 102.0)
+    state.absorb("n1", answer("n1", state="exited", code=1), 110.0)
+    assert [item["id"] for item in state.findings()] == ["process-exited"]
+
+
 def test_a_restart_by_policy_is_a_failure():
     state = started()
     state.absorb("n1", answer("n1", restarts=1), 110.0)

@@ -12,7 +12,7 @@ generation leaves an unchanged process running.
 
 from __future__ import annotations
 
-__all__ = ["container_definition", "decide", "locked_digest", "manifest"]
+__all__ = ["container_definition", "decide", "locked_digest", "manifest", "to_restart"]
 
 import hashlib
 from typing import Any, Dict, Iterable, List, Mapping, Optional
@@ -83,6 +83,29 @@ def manifest(
         "created": created,
         "processes": {name: entry for name, entry in decision["processes"].items() if name in mine},
     }
+
+
+def to_restart(
+    plan: Mapping[str, Any], decision: Mapping[str, Any], nodes: Mapping[str, Optional[Mapping[str, Any]]]
+) -> List[str]:
+    """Processes that run as they should and have to start again all the same, because a peer of their instance does.
+
+    The ranks of an instance know each other only from a common start: one that outlived its peers never gets well.
+    ``nodes`` maps hosts to their ``ascent_node`` facts.
+    """
+    right = set()
+    for node in nodes.values():
+        for container in ((node or {}).get("container_engine") or {}).get("containers") or ():
+            labels = container["labels"]
+            wanted = decision["processes"].get(labels.get("ascent.process"), {}).get("definition")
+            if container["state"] == "running" and labels.get("ascent.definition") == wanted:
+                right.add(labels["ascent.process"])
+    names = []
+    for instance in plan["instances"]:
+        well = [name for name in instance["processes"] if name in right]
+        if len(well) < len(instance["processes"]):
+            names += well
+    return names
 
 
 def _generations(state: Optional[Mapping[str, Any]]) -> List[Dict[str, Any]]:

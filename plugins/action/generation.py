@@ -16,7 +16,7 @@ from ascent_controller import facts, render
 
 
 class ActionModule(ActionBase):
-    """Sets the host fact ``ascent_generation``: what `generations.decide` returns, and ``digest``."""
+    """Sets the host fact ``ascent_generation``: what `generations.decide` returns, ``digest``, and ``restart``."""
 
     TRANSFERS_FILES = False
     _requires_connection = True
@@ -32,7 +32,8 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(
                 f"the image {plan['engine']['image']} is not locked to a digest yet: run --tags provision first"
             )
-        states = {name: (node or {}).get("state") for name, node in facts.nodes(task_vars).items()}
+        nodes = facts.nodes(task_vars)
+        states = {name: (node or {}).get("state") for name, node in nodes.items()}
         decision = generations.decide(plan, digest, states)
         manifest = generations.manifest(
             plan, digest, decision, host, states[host], datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -44,11 +45,12 @@ class ActionModule(ActionBase):
                     "root": self._task.args["root"],
                     "digest": digest,
                     "number": decision["number"],
-                    "files": render.files(plan, host=host)[host],
+                    "files": {**render.files(plan, host=host)[host], "plan.json": render.plan_text(plan)},
                     "manifest": manifest,
                 },
                 task_vars=task_vars,
             )
         )
-        result["ansible_facts"] = {"ascent_generation": {"digest": digest, **decision}}
+        restart = generations.to_restart(plan, decision, nodes)
+        result["ansible_facts"] = {"ascent_generation": {"digest": digest, "restart": restart, **decision}}
         return result

@@ -16,7 +16,8 @@ import testinfra
 ROOT = Path(__file__).resolve().parents[2]
 INVENTORY = ROOT / "tests" / "e2e" / "inventory"
 CLUSTER = "a3-cluster"
-NODES = ("a3-01", "a3-02", "a3-03")
+KEYS = ROOT / ".sandbox" / "e2e"
+NODES = {"a3-01": "198.18.128.11", "a3-02": "198.18.128.12", "a3-03": "198.18.128.13"}
 
 
 @dataclass
@@ -58,7 +59,11 @@ class Road:
     def environment(self) -> dict[str, str]:
         """What every run needs: the project's settings, and run records beside the test's own files."""
         return {
+            # A test that follows a run's output must see each line when it is written.
+            "PYTHONUNBUFFERED": "1",
             "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            # ansible-runner adds its own folder to this variable, which replaces the one of ansible.cfg.
+            "ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "plugins" / "callback"),
             "ASCENT_RUNS_DIR": str(self.runs),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
@@ -66,9 +71,11 @@ class Road:
     def play(self, playbook: str = "deploy.yml", *arguments: str, inventory: Path = INVENTORY) -> Run:
         """Run ``playbook`` on the cluster with further command line arguments."""
         self.count += 1
+        # A folder for each run: ansible-runner keeps the command line there and would use it again.
+        folder = self.work / "runner" / f"{self.count:02d}"
+        folder.mkdir(parents=True)
         result = ansible_runner.run(
-            private_data_dir=str(self.work / "runner"),
-            ident=f"{self.count:02d}",
+            private_data_dir=str(folder),
             project_dir=str(ROOT),
             playbook=playbook,
             inventory=str(inventory),
@@ -91,11 +98,17 @@ class Road:
 
     def node(self, name: str) -> Any:
         """A testinfra host, over ssh with the sandbox's host keys checked."""
-        return testinfra.get_host(f"ansible://{name}", ansible_inventory=str(INVENTORY))
+        config = self.work / "ssh_config"
+        if not config.exists():
+            config.write_text(
+                f"Host *\n  User root\n  IdentityFile {KEYS}/id_ed25519\n  IdentitiesOnly yes\n"
+                f"  UserKnownHostsFile {KEYS}/known_hosts\n  StrictHostKeyChecking yes\n"
+            )
+        return testinfra.get_host(f"ssh://{NODES[name]}", ssh_config=str(config))
 
-    def nodes(self) -> list[Any]:
-        """All nodes of the cluster."""
-        return [self.node(name) for name in NODES]
+    def nodes(self) -> dict[str, Any]:
+        """All nodes of the cluster by name."""
+        return {name: self.node(name) for name in NODES}
 
 
 def sandbox(verb: str) -> None:

@@ -39,7 +39,7 @@ def fingerprint(road: Road) -> dict[str, str]:
         " | grep -v -e resolv.conf -e mtab | sha256sum; systemctl list-unit-files --no-legend | sha256sum;"
         " cat /proc/sys/vm/swappiness /sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
     )
-    return {node.backend.host: node.check_output(command) for node in road.nodes()}
+    return {name: node.check_output(command) for name, node in road.nodes().items()}
 
 
 def containers(node: Any) -> dict[str, str]:
@@ -73,14 +73,14 @@ def test_deploy_serves(road: Road) -> None:
 
 
 def test_every_node_runs_what_the_plan_says(road: Road) -> None:
-    for name, node in zip(NODES, road.nodes(), strict=True):
+    for name, node in road.nodes().items():
         assert containers(node) == dict.fromkeys(ENGINES[name], "running")
         assert node.service("docker").is_running
         assert node.service("docker").is_enabled
 
 
 def test_scripts_are_marked_and_private(road: Road) -> None:
-    for name, node in zip(NODES, road.nodes(), strict=True):
+    for name, node in road.nodes().items():
         for process in ENGINES[name]:
             script = node.file(f"/etc/ascent/{CLUSTER}/current/{process}.sh")
             assert script.exists
@@ -90,7 +90,7 @@ def test_scripts_are_marked_and_private(road: Road) -> None:
 
 
 def test_the_hosts_are_tuned_to_stay(road: Road) -> None:
-    for node in road.nodes():
+    for node in road.nodes().values():
         assert node.file("/proc/sys/vm/swappiness").content_string.strip() == "0"
         assert node.file("/proc/sys/kernel/numa_balancing").content_string.strip() == "0"
         governor = node.file("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
@@ -100,7 +100,7 @@ def test_the_hosts_are_tuned_to_stay(road: Road) -> None:
 
 def test_the_image_is_pulled_by_one_digest(road: Road) -> None:
     digests = set()
-    for node in road.nodes():
+    for node in road.nodes().values():
         manifest = json.loads(node.file(f"/etc/ascent/{CLUSTER}/current/manifest.json").content_string)
         digests.add(manifest["digest"])
         images = node.check_output("docker ps --no-trunc --format '{{.Image}}'").splitlines()
@@ -110,13 +110,14 @@ def test_the_image_is_pulled_by_one_digest(road: Road) -> None:
 
 def test_prefill_hands_its_cache_to_decode(road: Road) -> None:
     plan = json.loads(road.node("a3-01").file(f"/etc/ascent/{CLUSTER}/current/plan.json").content_string)
+    url = plan["endpoint"]["url"] + "/v1/completions"
+    body = {"model": "qwen3.5", "prompt": "The future of AI is", "max_tokens": 50, "temperature": 0}
     ask = (
-        "import json, urllib.request as u;"
-        "r = u.Request('%s/v1/completions', json.dumps({'model': 'qwen3.5', 'prompt': 'The future of AI is',"
-        "'max_tokens': 50, 'temperature': 0}).encode(), {'Content-Type': 'application/json'});"
+        "import sys, urllib.request as u;"
+        "r = u.Request(sys.argv[1], sys.argv[2].encode(), {'Content-Type': 'application/json'});"
         "print(u.build_opener(u.ProxyHandler({})).open(r, timeout=60).read().decode())"
-    ) % plan["endpoint"]["url"]
-    answer = json.loads(road.node("a3-03").check_output("python3 -c %s", ask))
+    )
+    answer = json.loads(road.node("a3-03").check_output("python3 -c %s %s %s", ask, url, json.dumps(body)))
     assert len(answer["choices"][0]["text"].split()) > 5
 
 
@@ -183,7 +184,7 @@ def test_a_killed_controller_leaves_nothing_that_a_second_run_cannot_finish(road
         os.killpg(controller.pid, signal.SIGKILL)
     run = road.play("deploy.yml", "--tags", "launch,check", "-e", f"recipe={recipe}")
     assert run.rc == 0, run.stdout
-    for name, node in zip(NODES, road.nodes(), strict=True):
+    for name, node in road.nodes().items():
         assert containers(node) == dict.fromkeys(ENGINES[name], "running")
     again = road.play("deploy.yml", "--tags", "launch", "-e", f"recipe={recipe}")
     assert again.changed == {}

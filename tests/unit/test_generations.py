@@ -82,3 +82,25 @@ def test_an_interrupted_run_is_taken_up_again() -> None:
 def test_the_newest_lock_of_an_image_is_found(image: str, digest: str | None) -> None:
     states = after(plan("h2"), "sha256:2", after(plan(), "sha256:1", NOTHING))
     assert generations.locked_digest(image, [*states.values(), None]) == digest
+
+
+def container(process: str, definition: str, state: str = "running") -> dict:
+    return {"state": state, "labels": {"ascent.process": process, "ascent.definition": definition}}
+
+
+@pytest.mark.parametrize(
+    ("containers", "restart"),
+    [
+        ([container("head", "h"), container("headless", "l")], []),
+        ([container("head", "h", "exited"), container("headless", "l")], ["headless"]),
+        ([container("head", "older"), container("headless", "l")], ["headless"]),
+        ([container("head", "h")], ["head"]),
+        ([], []),
+    ],
+)
+def test_an_instance_starts_as_a_whole(containers: list, restart: list) -> None:
+    a_plan = {"instances": [{"processes": ["head", "headless"]}, {"processes": ["other"]}]}
+    decision = {"processes": {name: {"definition": name[0]} for name in ("head", "other")}}
+    decision["processes"]["headless"] = {"definition": "l"}
+    nodes = {"a3-01": {"container_engine": {"containers": [*containers, container("other", "o")]}}, "a3-02": None}
+    assert generations.to_restart(a_plan, decision, nodes) == restart

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["FINGERPRINT", "MANAGED", "files", "tree"]
+__all__ = ["FINGERPRINT", "MANAGED", "files", "plan_text", "tree"]
 
 import functools
 import json
@@ -46,10 +46,15 @@ def files(plan: Mapping[str, Any], host: str | None = None) -> dict[str, dict[st
     return result
 
 
+def plan_text(plan: Mapping[str, Any]) -> str:
+    """``plan.json``, the same wherever it is written."""
+    return json.dumps(plan, indent=2, ensure_ascii=False) + "\n"
+
+
 def tree(plan: Mapping[str, Any]) -> dict[str, str]:
     """All files of a rendered folder by relative path: the hosts' scripts, ``plan.json`` and ``plan.svg``."""
     result = {f"{host}/{name}": text for host, texts in files(plan).items() for name, text in texts.items()}
-    result["plan.json"] = json.dumps(plan, indent=2, ensure_ascii=False) + "\n"
+    result["plan.json"] = plan_text(plan)
     result["plan.svg"] = plan_picture.svg(plan)
     return result
 

@@ -93,7 +93,9 @@ def _subnet(variables: Mapping[str, Any], group: str) -> ipaddress.IPv4Network:
     except ValueError as error:
         raise SandboxError(f"{group}: sandbox_subnet: {error}") from error
     if not 16 <= subnet.prefixlen <= 18 or not subnet.subnet_of(BENCHMARK_NETWORK):
-        raise SandboxError(f"{group}: sandbox_subnet is {subnet}; it has to be a /16, /17 or /18 of {BENCHMARK_NETWORK}")
+        raise SandboxError(
+            f"{group}: sandbox_subnet is {subnet}; it has to be a /16, /17 or /18 of {BENCHMARK_NETWORK}"
+        )
     return subnet
 
 

@@ -100,7 +100,10 @@ def grouped(items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def findings(items: Sequence[Mapping[str, Any]], width: int = 100, paint: Paint = plain) -> list[str]:
-    """Findings as a table (severity, hosts, id, summary), each with its evidence, cause and fix below."""
+    """Findings as a table (severity, hosts, id, summary); errors and warnings with evidence, cause and fix below.
+
+    What is only good to know takes one line; its details are in the report.
+    """
     groups = [{**item, "place": ", ".join(item["hosts"])} for item in grouped(items)]
     if not groups:
         return []
@@ -116,7 +119,7 @@ def findings(items: Sequence[Mapping[str, Any]], width: int = 100, paint: Paint 
         for number, line in enumerate(_wrapped(item["summary"], width - len(indent)) or [""]):
             mark = "  " + paint(f"{item['severity'].upper():<7}", item["severity"]) + place
             lines.append((indent if number else mark) + paint(line, "strong"))
-        for label in _LABELS:
+        for label in _LABELS if item["severity"] != "info" else ():
             for number, line in enumerate(_wrapped(item[label], width - 22)):
                 lines.append(f"           {paint(f'{"" if number else label:<8}', 'faint')}  {line}")
     return lines

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.e2e.driver import CLUSTER, INVENTORY, NODES, ROOT, Road
+from tests.e2e.driver import CLUSTER, INVENTORY, NODES, ROOT, Road, machine, sandbox
 
 SAME_ADDRESS = {"node_ip": "198.18.128.12", "ansible_host": "198.18.128.12"}
 ENGINES = {"a3-01": ["prefill-0-head", "router"], "a3-02": ["decode-0-head"], "a3-03": ["decode-0-headless-1"]}
@@ -236,6 +236,12 @@ def test_all_mistakes_of_an_inventory_are_reported_at_once(road: Road, tmp_path:
     assert run.rc != 0
     ids = {finding["id"] for finding in run.findings() if finding["severity"] == "error"}
     assert {"host-pool-unknown", "host-address-twice"} <= ids
+
+
+def test_down_leaves_the_machine_as_it_was(road: Road) -> None:
+    assert machine() != road.before, "a sandbox that is up shows"
+    sandbox("down")
+    assert machine() == road.before
 
 
 def wrong_inventory(directory: Path, change: dict[str, Any]) -> Path:

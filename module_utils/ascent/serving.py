@@ -10,6 +10,8 @@ from .findings import finding, sort_findings
 
 _STAGE = "check"
 _EXITS = {
+    0: "It ended in good order: somebody stopped it, and a stopped container stays stopped.",
+    143: "It was told to end: somebody stopped it, and a stopped container stays stopped.",
     137: "killed, most often for want of host memory (D28)",
     139: "a segmentation fault",
     135: "a bus error: shared memory too small (D13)",
@@ -65,7 +67,7 @@ def _container_finding(
             host=host,
             stage=_STAGE,
             evidence=f"container {container['name']}, {container.get('restarts') or 0} restarts",
-            cause=_EXITS.get(code or 0, "The first fatal line of its log says why."),
+            cause=_EXITS.get(code, "The first fatal line of its log says why."),
             fix=f"{logs}; then: {launch}",
         )
     if (container.get("restarts") or 0) >= _RESTARTS:

@@ -9,13 +9,13 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 from .findings import finding, sort_findings
 
 _STAGE = "check"
+_STOPPED = "Somebody stopped it, and a stopped container stays stopped until the next launch."
 _EXITS = {
-    0: "It ended in good order: somebody stopped it, and a stopped container stays stopped.",
-    143: "It was told to end: somebody stopped it, and a stopped container stays stopped.",
-    137: "killed, most often for want of host memory (D28)",
-    139: "a segmentation fault",
-    135: "a bus error: shared memory too small (D13)",
-    143: "stopped from outside",
+    0: _STOPPED,
+    135: "A bus error: its shared memory is too small (D13).",
+    137: "It was killed, most often for want of host memory (D28).",
+    139: "A segmentation fault; the last lines of its log say in which library.",
+    143: _STOPPED,
 }
 _RESTARTS = 3
 

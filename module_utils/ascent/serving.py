@@ -60,6 +60,7 @@ def _container_finding(
         )
     if container["state"] != "running":
         code = container.get("exit_code")
+        unknown = "The first fatal line of its log says why."
         return finding(
             "process-exited",
             "error",
@@ -67,7 +68,7 @@ def _container_finding(
             host=host,
             stage=_STAGE,
             evidence=f"container {container['name']}, {container.get('restarts') or 0} restarts",
-            cause=_EXITS.get(code, "The first fatal line of its log says why."),
+            cause=unknown if code is None else _EXITS.get(code, unknown),
             fix=f"{logs}; then: {launch}",
         )
     if (container.get("restarts") or 0) >= _RESTARTS:

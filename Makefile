@@ -55,11 +55,12 @@ test-static: lint unit
 test-sandbox: molecule e2e
 
 .PHONY: lint
-lint: setup ## ruff, mypy, yamllint, ansible-lint (production)
+lint: setup ## ruff, mypy, yamllint, shellcheck, ansible-lint (production)
 	ruff check .
 	ruff format --check .
 	mypy
 	yamllint --strict .
+	shellcheck tools/*.sh tests/roles/*.sh .ci/run
 	ansible-lint --strict
 
 .PHONY: unit

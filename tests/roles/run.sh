@@ -3,7 +3,7 @@
 #   tests/roles/run.sh host_tuning images
 # KEEP=1 leaves the nodes up, for the next run or to look around.
 set -uo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../.." || exit
 export PATH="$PWD/.venv/bin:$PATH"
 
 roles=("$@")

@@ -436,8 +436,14 @@ def judge(
     ]
     pairs = [{**ping, "host": host} for host in hosts for ping in (results.get(host) or {}).get("results", ())]
     findings += _address_findings(plan, nodes, plane)
-    # A device without an address has its own finding, so its pairs are left out of the search for culprits.
-    addressed = [pair for pair in pairs if pair["address"]]
+    # A device without an address has its own finding, so its pairs, either way, are left out of the search for culprits.
+    mute = {
+        (host, device)
+        for host in hosts
+        for device in plan["hosts"][host]["devices"]
+        if nodes.get(host) is not None and not address_of(nodes[host], device, plane)
+    }
+    addressed = [pair for pair in pairs if pair["address"] and (pair["host"], pair["device"]) not in mute]
     findings += _mesh_findings(addressed, kind)
     findings += _device_findings(plan, results, addressed, kind)
 

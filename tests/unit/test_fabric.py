@@ -166,10 +166,12 @@ def test_double_and_missing_addresses():
 
     def missing(nodes, results):
         nodes["a3-02"]["npu"]["vnic"]["0"]["address"] = None
-        for part in results.values():
+        for host, part in results.items():
             for ping in part["results"]:
                 if (ping["peer_host"], ping["peer_device"]) == ("a3-02", 0):
                     ping.update(DEAD, address=None, error="the peer device has no address")
+                if (host, ping["device"]) == ("a3-02", 0):
+                    ping.update(DEAD, error="Get ipconf failed, because no ip was preset there!")
 
     item = only(judge(change=missing)[0])
     assert (item["id"], item["host"]) == ("C11", "a3-02")

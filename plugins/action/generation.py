@@ -30,7 +30,7 @@ class ActionModule(ActionBase):
         digest = self._task.args.get("digest")
         if not digest and not self._task.check_mode:
             raise AnsibleActionFail(
-                f"the image {plan['engine']['image']} is not locked to a digest yet: run --tags provision first"
+                f"the image {plan['engine']['image']} is not locked to a digest yet: run --tags provision,launch"
             )
         nodes = facts.nodes(task_vars)
         states = {name: (node or {}).get("state") for name, node in nodes.items()}

@@ -91,15 +91,24 @@ class ActionModule(ActionBase):
         connection.set_options(task_keys=keywords, var_options=options)
         connection._shell.set_options(var_options=_options("shell", connection._shell, hostvars))
         command = f"{shlex.quote(_python(hostvars))} -"
+        become = connection.become
+        # As Ansible itself: who logs in as root needs no sudo, and may not have it.
+        if become is not None and become.get_option("become_user") != _user(connection):
+            command = become.build_become_command(command, connection._shell)
 
         def execute(source: bytes) -> tuple[int, bytes, bytes]:
-            line = command
-            if connection.become is not None:
-                line = connection.become.build_become_command(command, connection._shell)
-            code, out, err = connection.exec_command(line, in_data=source, sudoable=True)
+            code, out, err = connection.exec_command(command, in_data=source, sudoable=True)
             return code, out, err
 
         return execute
+
+
+def _user(connection: Any) -> str | None:
+    """Who logs in, for a connection that knows of users."""
+    try:
+        return str(connection.get_option("remote_user"))
+    except KeyError:
+        return None
 
 
 def _options(kind: str, plugin: Any, hostvars: Any) -> dict[str, Any]:

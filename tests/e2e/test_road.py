@@ -143,6 +143,17 @@ def test_one_host_in_the_limit_plans_the_whole_cluster(road: Road) -> None:
     assert run.changed == {}
 
 
+def test_an_operator_without_root_login_sees_the_same(road: Road) -> None:
+    for node in road.nodes().values():
+        node.check_output(
+            "useradd --create-home operator && cp -r /root/.ssh /home/operator/ && chown -R operator: /home/operator"
+            " && echo 'operator ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/operator"
+        )
+    run = road.play("deploy.yml", "-e", "ansible_user=operator")
+    assert run.rc == 0, run.stdout
+    assert run.changed == {}
+
+
 def test_a_stopped_decode_head_is_named(road: Road) -> None:
     node = road.node("a3-02")
     name = node.check_output("docker ps -q --filter label=ascent.process=decode-0-head")
@@ -236,6 +247,15 @@ def test_all_mistakes_of_an_inventory_are_reported_at_once(road: Road, tmp_path:
     assert run.rc != 0
     ids = {finding["id"] for finding in run.findings() if finding["severity"] == "error"}
     assert {"host-pool-unknown", "host-address-twice"} <= ids
+
+
+def test_stop_takes_the_service_down_and_nothing_else(road: Road) -> None:
+    run = road.play("playbooks/stop.yml")
+    assert run.rc == 0, run.stdout
+    for node in road.nodes().values():
+        assert containers(node) == {}
+        assert node.file(f"/etc/ascent/{CLUSTER}/current").is_symlink
+    assert road.play("playbooks/stop.yml").changed == {}
 
 
 def test_down_leaves_the_machine_as_it_was(road: Road) -> None:

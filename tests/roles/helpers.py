@@ -20,9 +20,10 @@ for folder, folders, files in os.walk(sys.argv[1]):
     for name in folders + files:
         path = os.path.join(folder, name)
         info = os.lstat(path)
+        user = pwd.getpwuid(info.st_uid).pw_name
         link = os.readlink(path) if os.path.islink(path) else None
         text = open(path).read() if link is None and os.path.isfile(path) else None
-        found[os.path.relpath(path, sys.argv[1])] = [info.st_mode & 0o7777, pwd.getpwuid(info.st_uid).pw_name, link, text]
+        found[os.path.relpath(path, sys.argv[1])] = [info.st_mode & 0o7777, user, link, text]
 print(json.dumps(found))
 """
 

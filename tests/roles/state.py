@@ -34,7 +34,8 @@ def main(verb: str, *pairs: str) -> None:
         if not GOOD.exists():
             shutil.copy2(STATE, GOOD)
         state = json.loads(STATE.read_text())
-        for key, value in zip(pairs[::2], pairs[1::2]):
+        while pairs:
+            key, value, *pairs = pairs
             change(state, key, json.loads(value))
         STATE.write_text(json.dumps(state, indent=1) + "\n")
     # Addresses of devices follow the state, so that peers can't reach a port that is down.

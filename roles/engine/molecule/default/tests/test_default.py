@@ -33,7 +33,8 @@ def generation(host) -> dict[str, Any]:
 
 
 def test_the_plans_process_runs_and_no_other(host, own) -> None:
-    listed = host.check_output("docker ps --all --filter label=ascent.cluster=molecule --format '{{.Names}} {{.State}}'")
+    mine = "--filter label=ascent.cluster=molecule"
+    listed = host.check_output(f"docker ps --all {mine} --format '{{{{.Names}}}} {{{{.State}}}}'")
     assert listed.splitlines() == [f"ascent-molecule-{own} running"]
 
 

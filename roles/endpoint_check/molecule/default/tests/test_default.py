@@ -1,0 +1,44 @@
+"""The figures of the first check are kept, and further checks do not measure again."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.roles.helpers import Entry, changed, tree
+
+
+@pytest.fixture(scope="module")
+def kept(host) -> dict[str, Entry]:
+    """What stages keep of this cluster on the node."""
+    return tree(host, "/var/lib/ascent/molecule")
+
+
+def test_the_figures_lie_where_the_endpoint_is(host, kept) -> None:
+    if host.check_output("hostname") == "role-02":
+        assert kept == {}
+        return
+    assert set(kept) == {"smoke_bench.json"}
+    assert (kept["smoke_bench.json"].user, kept["smoke_bench.json"].mode) == ("root", 0o640)
+    assert host.file("/var/lib/ascent/molecule").mode == 0o750
+
+
+def test_the_figures_are_of_the_current_plan_and_marked_simulated(host, kept) -> None:
+    for entry in kept.values():
+        measured = json.loads(entry.text)
+        plan = json.loads(host.file("/etc/ascent/molecule/current/plan.json").content_string)
+        assert measured["plan_hash"] == plan["hash"]
+        result = measured["result"]
+        assert result["simulated"] is True
+        assert (result["completed"], result["errors"]) == (plan["checks"]["smoke_bench"]["requests"], 0)
+        assert 0 < result["ttft_ms"]["p50"] <= result["ttft_ms"]["p99"] <= result["e2e_ms"]["p99"]
+
+
+def test_a_check_without_measuring_leaves_the_figures(host, kept) -> None:
+    assert set(changed("converge.yml", "--extra-vars", "endpoint_check_bench=never").values()) == {0}
+    assert tree(host, "/var/lib/ascent/molecule") == kept
+
+
+def test_a_dry_run_has_nothing_to_do() -> None:
+    assert set(changed("converge.yml", "--check").values()) == {0}

@@ -146,10 +146,10 @@ def test_one_host_in_the_limit_plans_the_whole_cluster(road: Road) -> None:
 def test_an_operator_without_root_login_sees_the_same(road: Road) -> None:
     for node in road.nodes().values():
         node.check_output(
-            "useradd --create-home operator && cp -r /root/.ssh /home/operator/ && chown -R operator: /home/operator"
-            " && echo 'operator ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/operator"
+            "useradd --create-home keeper && cp -r /root/.ssh /home/keeper/ && chown -R keeper: /home/keeper"
+            " && echo 'keeper ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/keeper"
         )
-    run = road.play("deploy.yml", "-e", "ansible_user=operator")
+    run = road.play("deploy.yml", "-e", "ansible_user=keeper")
     assert run.rc == 0, run.stdout
     assert run.changed == {}
 

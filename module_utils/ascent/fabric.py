@@ -436,7 +436,7 @@ def judge(
     ]
     pairs = [{**ping, "host": host} for host in hosts for ping in (results.get(host) or {}).get("results", ())]
     findings += _address_findings(plan, nodes, plane)
-    # A device without an address has its own finding, so its pairs, either way, are left out of the search for culprits.
+    # A device without an address has its own finding; its pairs, either way, are left out of the search for culprits.
     mute = {
         (host, device)
         for host in hosts

@@ -217,3 +217,31 @@ def test_the_recipe_page_names_every_key_of_the_schema():
     for part in ("model", "engine", "router", "container", "kv_transfer", "checks"):
         keys |= set(schema["properties"][part]["properties"])
     assert keys - words == set()
+
+
+def test_a_variant_is_its_differences(root):
+    (root / "recipes" / "variant.yml").write_text(
+        f"name: variant\nextends: {inputs.PD}\nargs: {{seed: 7, trust-remote-code: null}}\n"
+        "pools: {decode: {args: {max-num-seqs: 16}}}\n"
+    )
+    base, variant = loader.load(inputs.PD, root), loader.load("variant", root)
+    assert variant.findings == []
+    assert variant.recipe["name"] == "variant"
+    assert (variant.recipe["args"]["seed"], variant.recipe["pools"]["decode"]["args"]["max-num-seqs"]) == (7, 16)
+    assert "trust-remote-code" not in variant.recipe["args"]
+    assert list(variant.recipe["args"]) == [key for key in base.recipe["args"] if key != "trust-remote-code"]
+    assert variant.recipe["pools"]["prefill"] == base.recipe["pools"]["prefill"]
+    assert variant.positions["recipe:args.seed"] == "recipes/variant.yml:3"
+    assert variant.positions["recipe:pools.prefill.nodes"].startswith(f"recipes/{inputs.PD}.yml:")
+
+
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [("qwen3-235b-a22b-dp3", "qwen3-235b-a22b-dp2"), ("variant", "variant -> variant"), ("[1]", "extend")],
+)
+def test_a_base_that_can_not_be_is_told(root, base, words):
+    (root / "recipes" / "variant.yml").write_text(f"name: variant\nextends: {base}\n")
+    found = [item for item in loader.load("variant", root).findings if item["id"] == "recipe-extends"]
+    assert len(found) == 1
+    assert words in found[0]["summary"] + found[0]["evidence"]
+    assert "recipes/variant.yml:2" in found[0]["evidence"]

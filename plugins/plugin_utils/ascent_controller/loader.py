@@ -80,7 +80,7 @@ def load(recipe: str, root: Path = ROOT, positions: Mapping[str, str] | None = N
     path_of_recipe = _find_recipe(recipe, root, inputs)
     if path_of_recipe is None:
         return inputs
-    document = read_yaml(path_of_recipe, root)
+    document = _whole(path_of_recipe, root, ())
     inputs.findings += document.findings
     if not isinstance(document.data, dict):
         if not document.findings:
@@ -132,6 +132,74 @@ def read_yaml(path: Path, root: Path = ROOT) -> Document:
         if loader is not None:
             loader.dispose()
     return document
+
+
+def _whole(path: Path, root: Path, below: tuple[Path, ...]) -> Document:
+    """A recipe with what it extends merged in: the recipe's keys over the other's, positions likewise.
+
+    ``below`` are the recipes that led here, so that a circle is told instead of followed.
+    """
+    document = read_yaml(path, root)
+    if not isinstance(document.data, dict) or "extends" not in document.data:
+        return document
+    name = document.data.pop("extends")
+    base = _base_of(name, path, root, (*below, path.resolve()), document)
+    if base is None:
+        return document
+    lower = _whole(base, root, (*below, path.resolve()))
+    lower.findings += document.findings
+    lower.positions |= document.positions
+    if isinstance(lower.data, dict):
+        # A variant is known by its own name; the other's stays with the other.
+        lower.data = _merged({key: value for key, value in lower.data.items() if key != "name"}, document.data)
+        if "name" in lower.data:
+            lower.data = {"name": lower.data.pop("name"), **lower.data}
+    return lower
+
+
+def _base_of(name: Any, path: Path, root: Path, chain: tuple[Path, ...], document: Document) -> Path | None:
+    """The file that ``extends: NAME`` means: a recipe, a preset, or a path beside the recipe; None after a finding."""
+    places = [root / "recipes" / f"{name}.yml", root / "recipes" / "presets" / f"{name}.yml", path.parent / str(name)]
+    found = next((place for place in places if isinstance(name, str) and place.is_file()), None)
+    if found is not None and found.resolve() not in chain:
+        return found
+    known = sorted(file.stem for folder in ("", "presets") for file in (root / "recipes" / folder).glob("*.yml"))
+    circle = " -> ".join(file.stem for file in (*chain, found.resolve())) if found is not None else ""
+    near = closest(str(name), known)
+    document.findings.append(
+        as_finding(
+            mistake(
+                "recipe-extends",
+                f"recipes extend each other in a circle: {circle}"
+                if circle
+                else f"there is no recipe {name!r} to extend",
+                key="recipe:extends",
+                value=name,
+                allowed=", ".join(near or known),
+                fix="let one of them stand on its own" if circle else "name a recipe or a preset that exists",
+            ),
+            {f"recipe:{key}": place for key, place in document.positions.items()},
+        )
+    )
+    return None
+
+
+def _merged(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """``upper`` over ``lower``: mappings key by key in the lower one's order, null takes a key away, all else replaces.
+
+    >>> _merged({"args": {"a": 1, "b": 2}}, {"args": {"b": None, "c": 3}})
+    {'args': {'a': 1, 'c': 3}}
+    """
+    result = dict(lower)
+    for key, value in upper.items():
+        below = result.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            result[key] = _merged(below, value)
+        elif value is None:
+            result.pop(key, None)
+        else:
+            result[key] = value
+    return result
 
 
 def read_inventory(

@@ -310,7 +310,7 @@ def judge(result: Mapping[str, Any]) -> List[Dict[str, Any]]:
             stage=_STAGE,
             evidence="; ".join(result["error_samples"]),
             cause="The endpoint drops or refuses requests under a load that the recipe says it takes.",
-            fix="Read the router's and the engines' logs of that minute: playbooks/logs.yml.",
+            fix="Read the router's and the engines' container logs of that minute.",
         )
     ]
 

@@ -109,7 +109,7 @@ def judge(prompt: Mapping[str, Any], answer: Mapping[str, Any]) -> List[Dict[str
                 stage=_STAGE,
                 evidence=answer["error"],
                 cause="The router or an engine behind it refuses or has died, although the endpoint listens.",
-                fix="Read the logs of the router and of the first engine it names: playbooks/logs.yml.",
+                fix="Read the container logs of the router and of the first engine it names.",
             )
         ]
     findings = []

@@ -258,6 +258,15 @@ def test_stop_takes_the_service_down_and_nothing_else(road: Road) -> None:
     assert road.play("playbooks/stop.yml").changed == {}
 
 
+def test_launch_by_itself_finds_the_image_that_no_generation_locks(road: Road) -> None:
+    for node in road.nodes().values():
+        node.check_output("rm -r /etc/ascent/%s", CLUSTER)
+    run = road.play("deploy.yml", "--tags", "launch")
+    assert run.rc == 0, run.stdout
+    again = road.play("deploy.yml", "--tags", "launch")
+    assert again.changed == {}
+
+
 def test_down_leaves_the_machine_as_it_was(road: Road) -> None:
     assert machine() != road.before, "a sandbox that is up shows"
     sandbox("down")

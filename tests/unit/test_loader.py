@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import jsonschema
 import pytest
+import yaml
 
 from ascent_controller import loader, planning
 from tests.unit import planning_inputs as inputs
@@ -209,11 +212,21 @@ def test_facts_fill_only_what_is_missing(host, expected):
     assert planning.complete_host(host, None) == host
 
 
-def test_the_recipe_page_names_every_key_of_the_schema():
-    page = (loader.ROOT / "docs" / "reference" / "recipe.md").read_text().replace("```", "")
-    words = set(re.findall(r"[a-z_]+", " ".join(re.findall(r"`([^`]+)`", page))))
+def test_the_recipe_page_is_current():
+    done = subprocess.run(
+        [sys.executable, str(loader.ROOT / "tools" / "recipe_reference.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_examples_of_the_recipe_page_fit_the_schema():
+    page = (loader.ROOT / "docs" / "reference" / "recipe.md").read_text()
     schema = json.loads((loader.ROOT / "recipes" / "schema.json").read_text())
-    keys = set(schema["properties"]) | set(schema["$defs"]["pool"]["properties"])
-    for part in ("model", "engine", "router", "container", "kv_transfer", "checks"):
-        keys |= set(schema["properties"][part]["properties"])
-    assert keys - words == set()
+    examples = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
+    examples = [one for one in examples if one]
+    assert len(examples) > 10
+    for one in examples:
+        jsonschema.validate({"name": "example", **one}, schema)

@@ -491,7 +491,7 @@ def _model_facts(recipe: Mapping[str, Any], root: Path) -> tuple[dict[str, Any] 
         if broken or not isinstance(document.data, dict):
             continue
         for variant in document.data["variants"]:
-            if variant["id"] == wanted:
+            if wanted in (variant["id"], *variant.get("aliases", [])):
                 family = {key: value for key, value in document.data.items() if key != "variants"}
                 found = {**family, **variant}
     return found, findings

@@ -185,7 +185,7 @@ def test_local_weights_are_served_by_path_and_mounted():
         ("disable-log-stats", False, []),
         ("max_num_seqs", 3, [["--max_num_seqs", "3"]]),
         ("compilation-config", {"a": [1, True]}, [["--compilation-config", '{"a":[1,true]}']]),
-        ("cudagraph-capture-sizes", [1, 8], [["--cudagraph-capture-sizes", "[1,8]"]]),
+        ("cudagraph-capture-sizes", [1, 8], [["--cudagraph-capture-sizes", "1", "8"]]),
     ],
 )
 def test_options_are_spelled_as_the_engine_takes_them(key, value, expected):
@@ -288,3 +288,9 @@ def test_negative_forms_are_those_of_the_option_table():
     table = json.loads((inputs.ROOT / "catalog" / "engine_options" / "vllm-0.21.json").read_text())
     booleans = {option["name"].lstrip("-") for option in table["options"] if option["kind"] == "boolean"}
     assert booleans == engines.NEGATABLE
+
+
+def test_options_of_several_words_are_those_of_the_option_table():
+    table = json.loads((inputs.ROOT / "catalog" / "engine_options" / "vllm-0.21.json").read_text())
+    several = {option["name"].lstrip("-") for option in table["options"] if option.get("nargs") in ("+", "*")}
+    assert several == engines.SEVERAL_WORDS

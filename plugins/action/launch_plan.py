@@ -255,7 +255,9 @@ def _summary(plan: Mapping[str, Any]) -> list[str]:
         rows.append((process["host"], process["name"], shown, ranks, ports))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [f"{plan['recipe']} on {plan['cluster']}: {plan['endpoint']['url']}", *table]
+    where = plan["endpoint"]["url"] if plan["endpoint"] else "nothing serves, see the jobs"
+    jobs = [f"job {job['name']} on {job['host']}" for job in plan["jobs"]]
+    return [f"{plan['recipe']} on {plan['cluster']}: {where}", *table, *jobs]
 
 
 def _replace(file: Path, text: str, mode: int) -> None:

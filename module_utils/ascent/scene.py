@@ -203,11 +203,11 @@ class Scene:
     ) -> Dict[str, Any]:
         """The container of one process. ``options`` go over those of the recipe; ``devices`` are what it may open."""
         profile = self.profile[process["host"]]
-        given = merged(self.container_options, options)
+        needs = profile.get("container") or {} if devices else {}
+        given = merged(merged(needs, self.container_options), options)
         ipc = given.get("ipc", ipc)
         network = given.get("network", "host")
         script = f"/etc/ascent/{process['name']}.sh"
-        nvidia = profile["vendor"] == "nvidia"
         ports = [port for entry in process["ports"] for port in range(entry["first"], entry["first"] + entry["count"])]
         return {
             "name": f"ascent-{self.cluster}-{process['name']}",
@@ -217,7 +217,7 @@ class Scene:
             "ipc": ipc,
             "shm_size": None if ipc == "host" else given.get("shm_size", "1g"),
             "devices": [*self._device_files(profile, devices), *given.get("devices", [])],
-            "gpus": "all" if nvidia and devices else None,
+            "gpus": "all" if profile.get("gpus") and devices else None,
             "mounts": self._mounts(profile, given, driver=bool(devices) or image is None, more=mounts),
             "privileged": bool(given.get("privileged", False)),
             "capabilities": list(given.get("capabilities", [])),
@@ -227,15 +227,18 @@ class Scene:
             "command": ["/bin/bash", script],
         }
 
-    @staticmethod
-    def _device_files(profile: Mapping[str, Any], devices: Sequence[int]) -> List[str]:
-        if not devices or not profile.get("device_file"):
+    def _device_files(self, profile: Mapping[str, Any], devices: Sequence[int]) -> List[str]:
+        """Device files of a process's devices; none where the runtime hands devices out by itself."""
+        if not devices:
             return []
-        # The runtime numbers what it sees from 0, while the variable that picks devices holds the node's own numbers.
-        # A process that starts further up is therefore given the whole node and picks by that variable.
-        numbers = list(devices) if devices[0] == 0 else list(range(profile["devices"]))
-        files = [str(profile["device_file"]).format(index=number) for number in numbers]
-        return files + list(profile["management_devices"])
+        files: List[str] = []
+        if profile["device_file"]:
+            # The runtime numbers what it sees from 0, while the variable that picks devices holds the node's own
+            # numbers. A process that starts further up is given the whole node and picks by that variable.
+            numbers = list(devices) if devices[0] == 0 else list(range(profile["devices"]))
+            files = [str(profile["device_file"]).format(index=number) for number in numbers]
+        files += profile["management_devices"]
+        return files + list(profile.get("kv_transfer_devices", []) if self.recipe.get("kv_transfer") else [])
 
     def _mounts(
         self, profile: Mapping[str, Any], given: Mapping[str, Any], *, driver: bool, more: Sequence[Mapping[str, Any]]

@@ -48,7 +48,8 @@ def estimate(
     tensor, pipeline, data = sizes["tensor_parallel"], sizes["pipeline_parallel"], sizes["data_parallel"]
     prefill_cp, decode_cp = (int(pool.get(key) or 1) for key in ("prefill_context_parallel", "decode_context_parallel"))
     words: List[str] = []
-    weights = _weights(figures, str((model or {}).get("precision")), tensor, pipeline, data * prefill_cp, words)
+    kind, precision = str((model or {}).get("kind")), str((model or {}).get("precision"))
+    weights = _weights(figures, kind, precision, tensor, pipeline, data * prefill_cp, words)
     overhead = _overhead(args, env, figures, profile, (tensor, pipeline, data), words)
     share = _number(args.get("gpu-memory-utilization"), _DEFAULT_UTILIZATION)
     budget = int(hbm * 2**20 * share)
@@ -89,16 +90,19 @@ def estimate(
 
 
 def _weights(
-    figures: Mapping[str, Any], precision: str, tensor: int, pipeline: int, copies: int, words: List[str]
+    figures: Mapping[str, Any], kind: str, precision: str, tensor: int, pipeline: int, copies: int, words: List[str]
 ) -> int:
     """Share of one device. Experts are spread over all ranks of all data parallel copies, the rest is in every copy."""
     each = _BYTES.get(precision, 2)
-    total = figures["parameters"] * 1e9
-    embeddings = (figures.get("embedding_parameters") or 0) * 1e9 if each == 1 else 0
-    experts = (figures.get("expert_parameters") or 0) * 1e9
+    total = round(figures["parameters"] * 10**9)
+    embeddings = round((figures.get("embedding_parameters") or 0) * 10**9) if each == 1 else 0
+    experts = round((figures.get("expert_parameters") or 0) * 10**9)
+    if kind == "moe" and not experts:
+        # Not known how many lie in experts: if all did, the share would be smallest.
+        experts = total - embeddings
     shared = total - experts - embeddings
     ranks = tensor * pipeline
-    size = int((shared * each + embeddings * 2) / ranks + experts * each / (ranks * copies))
+    size: int = (shared * each + embeddings * 2) // ranks + experts * each // (ranks * copies)
     text = f"weights {figures['parameters']:g}e9 * {each} B ({precision}"
     if embeddings:
         text += f", {embeddings / 1e9:g}e9 of them embeddings at 2 B"

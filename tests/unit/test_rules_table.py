@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 
-from ascent import planner, rules
+from ascent import layout, planner, rules
 from ascent.errors import InputError
+from ascent.rules import live
 from ascent_controller import loader
 from tests.unit import planning_inputs as inputs
 
@@ -438,6 +442,25 @@ CASES = [
         {"kv_store/config/global_segment_size": 42949672960},
         "global_segment_size = 1500000000",
     ),
+    Case(
+        "store-image-differs",
+        "store",
+        {"kv_store/image": "quay.io/ascend/vllm-ascend:v0.21.0rc1"},
+        {"kv_store/image": "quay.io/ascend/vllm-ascend:v0.18.0"},
+        "kv_store.image",
+        "warning",
+    ),
+    Case(
+        "finegrained-tensor-parallel",
+        PD,
+        {"pools/decode/args/additional-config": {"finegrained_tp_config": {"lmhead_tensor_parallel_size": 16}}},
+        {
+            "pools/decode/args/additional-config": {"finegrained_tp_config": {"lmhead_tensor_parallel_size": 16}},
+            "pools/decode/tensor_parallel": 1,
+        },
+        "lmhead_tensor_parallel_size = 16",
+        "warning",
+    ),
     # routers
     Case("router-missing", PD, {"router": ...}, {}, "router = not set"),
     Case("router-without-sides", DP2, {"router": {"kind": "pd"}}, {}, 'router.kind = "pd"'),
@@ -464,6 +487,28 @@ CASES = [
     Case("block-size-equal", "nixl", {"pools/decode/args/block-size": 16}, {}, "decode.args.block-size = 16"),
     Case("kv-events-published", "store", {"pools/serve/kv_events": False}, {}, "pools.serve.kv_events = false"),
     Case("kv-events-published", "store", {"args/enable-prefix-caching": False}, {}, "enable-prefix-caching = false"),
+    Case(
+        "kv-events-endpoint",
+        "store",
+        {"pools/serve/kv_events": {"endpoint": "tcp://127.0.0.1:5557"}},
+        {"pools/serve/kv_events": {"endpoint": "tcp://*:5557"}},
+        "kv_events.endpoint",
+    ),
+    Case(
+        "trace-block-size",
+        "nixl",
+        {
+            "jobs": {
+                "load": {
+                    "tool": "aiperf",
+                    "args": {"custom-dataset-type": "mooncake_trace", "prompt-input-tokens-block-size": 96},
+                }
+            }
+        },
+        {"jobs": {"load": {"tool": "aiperf", "args": {"custom-dataset-type": "mooncake_trace"}}}},
+        "jobs.load.args = 96",
+        "warning",
+    ),
     Case(
         "hash-algorithm-equal",
         "store",
@@ -823,3 +868,55 @@ def test_rules_say_what_they_are(rule):
     assert not rule.demand.endswith(".")
     assert rule.id == rule.id.lower()
     assert max(case.severity == rule.severity for case in CASES if case.rule == rule.id), "the worst it reports"
+
+
+#: Section J of the acceptance list.
+_PREDICATES = """
+CG1 CG2 CG3 CG4 QU1 EP1 FC1 FC2 MC1 MC2 MC3 ROPE SEQ1 SEQ2 TOK1 TOK2 DP1 DP2 DP3 DP4 DP5 DP6 DEV1 NET1 NET2 NET3 KV1 KV2
+KV3 KV4 KV5 PC1 PC2 PC3 PX1 PX2 PX3 PX4 MT1 OOM1 OOM2 OOM3 LEN1 RT1 DEP1 VER1 VER2 MODEL1 MODEL2 AB1
+"""
+
+
+def test_every_predicate_of_the_acceptance_list_has_its_place():
+    named = [row for rule in rules.CATALOGUE.values() for row in rule.rows]
+    named += [row for item in live.LIVE for row in item.rows]
+    named += [row for _, rows in (*live.BY_CONSTRUCTION, *live.UNDECIDED) for row in rows]
+    assert {row for row in named if row.startswith("P-")} == {f"P-{name}" for name in _PREDICATES.split()}
+
+
+def test_live_rules_name_a_stage_of_deploy():
+    stages = set(re.findall(r"playbooks/(\w+)\.yml", (loader.ROOT / "deploy.yml").read_text()))
+    assert {item.stage for item in live.LIVE} <= stages
+
+
+def test_what_layout_refuses_is_in_the_catalogue_and_can_not_be_waived():
+    assert set(rules.CATALOGUE) >= layout.UNSOUND
+    assert not rules.WAIVABLE & layout.UNSOUND
+    assert {rule.id for rule in rules.CATALOGUE.values() if not rule.waivable} & rules.WAIVABLE == set()
+
+
+def test_checks_report_only_what_they_declare():
+    for one in rules.CHECKS:
+        name = one.run.__module__.rpartition(".")[2]
+        assert one in getattr(rules, name).CHECKS
+        declared = {rule.id for rule in one.rules}
+        for case in (case for case in CASES if case.rule in declared):
+            recipe = changed(case.recipe, case.broken)
+            hosts = inputs.hosts(inputs.hosts_needed(recipe))
+            context = rules.Context.of(recipe, inputs.hardware(), hosts, None, None, None)
+            assert {item["rule"] for item in one.run(context)} <= declared
+
+
+def test_reference_page_is_current():
+    result = subprocess.run(
+        [sys.executable, str(loader.ROOT / "tools" / "rules_reference.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_reference_page_tells_of_every_rule():
+    page = (loader.ROOT / "docs" / "reference" / "rules.md").read_text()
+    assert [rule for rule in rules.CATALOGUE if f"| `{rule}`<br>" not in page] == []

@@ -7,7 +7,7 @@ says is then reported as information, so that the waiver shows.
 
 from __future__ import annotations
 
-__all__ = ["ALL_RULES", "CATALOGUE", "CHECKS", "GROUPS", "check"]
+__all__ = ["ALL_RULES", "CATALOGUE", "CHECKS", "GROUPS", "WAIVABLE", "check"]
 
 from typing import Any, Dict, FrozenSet, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
@@ -42,6 +42,9 @@ _NOT_WAIVABLE: FrozenSet[str] = frozenset(
 
 #: The ids that can be reported.
 ALL_RULES: FrozenSet[str] = frozenset(CATALOGUE) | _NOT_WAIVABLE
+
+#: The ids that a recipe can waive.
+WAIVABLE: FrozenSet[str] = ALL_RULES - _NOT_WAIVABLE
 
 
 def check(
@@ -96,7 +99,7 @@ def _waivers(waived: Mapping[str, str], fired: Set[str], complete: bool) -> Iter
                 f"the recipe waives {name!r}, which is not a rule" + (f"; did you mean {near[0]}?" if near else ""),
                 key=f"recipe:waive.{name}",
                 value=name,
-                allowed=", ".join(sorted(ALL_RULES - _NOT_WAIVABLE)),
+                allowed=", ".join(sorted(WAIVABLE)),
                 fix=f"write {near[0]}" if near else "remove the waiver",
             )
         elif name in _NOT_WAIVABLE:
@@ -105,7 +108,7 @@ def _waivers(waived: Mapping[str, str], fired: Set[str], complete: bool) -> Iter
                 f"{name} can't be waived: nothing would start",
                 key=f"recipe:waive.{name}",
                 value=name,
-                allowed=", ".join(sorted(ALL_RULES - _NOT_WAIVABLE)),
+                allowed=", ".join(sorted(WAIVABLE)),
                 fix="remove the waiver and correct what the rule says",
             )
         elif complete and name not in fired:

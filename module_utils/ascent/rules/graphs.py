@@ -194,7 +194,7 @@ def flashcomm1(context: Context) -> Iterator[Mistake]:
         "fused MC2 runs W8A8 weights on A3",
         "the fused operators exist for that combination only",
         _MOE,
-        rows=("P-MC1", "P-MC3", "I13"),
+        rows=("P-MC1", "I13"),
         scope=_SCOPE + ", fused MC2 on",
     ),
     Rule(

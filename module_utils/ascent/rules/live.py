@@ -38,6 +38,12 @@ LIVE = (
         "vLLM-Ascend tutorials, installation",
         ("P-VER1",),
     ),
+    LiveRule(
+        "host memory holds the store's segments of all ranks, and /dev/shm what engines share",
+        "preflight",
+        "vLLM-Ascend, KV pool guide",
+        ("E4",),
+    ),
     LiveRule("the image exists for the host's CPU architecture", "provision", "container registry"),
     LiveRule(
         "device links are up, network health is success, and devices of different nodes ping each other",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["CHECKS"]
 
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Set
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Set, Tuple
 
 from .. import engines
 from ..mistakes import mistake
@@ -196,6 +196,23 @@ def backends_serve(context: Context) -> Iterator[Mistake]:
         scope="cache-aware routing",
     ),
     Rule(
+        "kv-events-endpoint",
+        "error",
+        "a KV events endpoint that is given binds on all addresses: tcp://*:PORT",
+        "with a host in it the publisher connects instead of binding, and nobody listens",
+        _EVENTS,
+        scope="engines that publish KV events",
+    ),
+    Rule(
+        "trace-block-size",
+        "warning",
+        "a trace's blocks are whole numbers of the engine's",
+        "shared prefixes would be cut down to whole blocks, and fewer be found again",
+        "AIPerf documentation, mooncake_trace (512 tokens a block)",
+        rows=("H11",),
+        scope="jobs that replay a Mooncake trace",
+    ),
+    Rule(
         "hash-algorithm-equal",
         "error",
         "all engines that are scored hash prefixes the same way",
@@ -234,6 +251,20 @@ def cache_aware(context: Context) -> Iterator[Mistake]:
                         allowed="true",
                         fix=fix,
                     )
+    for variant in context.variants:
+        given = variant.pool.get("kv_events")
+        endpoint = given.get("endpoint") if isinstance(given, Mapping) else None
+        endpoint = endpoint or variant.config("kv-events-config").get("endpoint")
+        if endpoint and not str(endpoint).startswith("tcp://*:"):
+            yield mistake(
+                "kv-events-endpoint",
+                f"engines of pool {variant.name} would publish KV events at {endpoint}",
+                key=f"recipe:pools.{variant.name}.kv_events.endpoint",
+                value=endpoint,
+                allowed="left out, or tcp://*:PORT",
+                fix="remove endpoint: the plan numbers ports on each host",
+            )
+    yield from _trace_blocks(context, [(size, one) for one, (size, _) in sizes.items() if size])
     if context.routed_by_cache or "NixlConnector" in names:
         first = next(iter(sizes.values()), (None, ""))[0]
         for owner, (size, key) in sizes.items():
@@ -256,6 +287,25 @@ def cache_aware(context: Context) -> Iterator[Mistake]:
                 value=sorted(hashes),
                 allowed="one algorithm",
                 fix="put prefix-caching-hash-algo into the recipe's args",
+            )
+
+
+def _trace_blocks(context: Context, sizes: List[Tuple[int, str]]) -> Iterator[Mistake]:
+    for name, job in (context.recipe.get("jobs") or {}).items():
+        args = {str(key).lstrip("-").replace("_", "-"): value for key, value in (job.get("args") or {}).items()}
+        if args.get("custom-dataset-type") != "mooncake_trace":
+            continue
+        block = whole_number(args.get("prompt-input-tokens-block-size")) or 512
+        wrong = [(size, owner) for size, owner in sizes if block % size]
+        if wrong:
+            yield mistake(
+                "trace-block-size",
+                f"blocks of the trace have {block} tokens, those of {wrong[0][1]} {wrong[0][0]}",
+                key=f"recipe:jobs.{name}.args",
+                value=block,
+                allowed=f"a multiple of {wrong[0][0]}",
+                fix="set block-size to a divisor of the trace's",
+                severity="warning",
             )
 
 

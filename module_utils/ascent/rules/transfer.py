@@ -279,8 +279,9 @@ def prefix_caching_off(context: Context) -> Iterator[Mistake]:
     Rule(
         "finegrained-tensor-parallel",
         "error",
-        "output projection and embedding tensor parallel sizes of their own come with the recompute scheduler",
-        "the engine asserts it",
+        "output projection and embedding tensor parallel sizes of their own come with the recompute scheduler; that of "
+        "the language model head with tensor_parallel 1",
+        "the engine asserts the one, and guides use the other with pure data parallelism only",
         "vLLM-Ascend, finegrained tensor parallelism",
         scope="vllm-ascend",
     ),
@@ -322,6 +323,18 @@ def recompute_scheduler(context: Context) -> Iterator[Mistake]:
                     allowed="with recompute_scheduler_enable: true",
                     fix="add recompute_scheduler_enable: true to the decode pool, or remove the size",
                 )
+        head = whole_number(fine.get("lmhead_tensor_parallel_size")) if isinstance(fine, Mapping) else None
+        if head and head > 1 and variant.size("tensor_parallel") > 1:
+            yield mistake(
+                "finegrained-tensor-parallel",
+                f"pool {variant.name} splits the head {head} ways and has tensor_parallel "
+                f"{variant.size('tensor_parallel')}",
+                key=f"{key}.finegrained_tp_config.lmhead_tensor_parallel_size",
+                value=head,
+                allowed="left out with tensor_parallel above 1",
+                fix="remove lmhead_tensor_parallel_size, or set tensor_parallel: 1 and raise data_parallel",
+                severity="warning",
+            )
 
 
 @check(
@@ -539,6 +552,14 @@ def connectors_nested(context: Context) -> Iterator[Mistake]:
         scope="vllm-ascend with a Mooncake store",
     ),
     Rule(
+        "store-image-differs",
+        "warning",
+        "the store's master runs the engines' image",
+        "master and clients speak a protocol that changes between Mooncake releases",
+        "InferNex deployment of Qwen3-32B; " + _GUIDE,
+        scope="vllm-ascend with a Mooncake store",
+    ),
+    Rule(
         "store-segment-size",
         "error",
         "global_segment_size is a whole number of GiB",
@@ -569,6 +590,16 @@ def store_sound(context: Context) -> Iterator[Mistake]:
             value=lease,
             allowed=f"more than {max(waits)[0]}",
             fix=f"set default_kv_lease_ttl: {max(waits)[0] + 1000}",
+        )
+    if store.get("image") and store["image"] != context.engine.get("image"):
+        yield mistake(
+            "store-image-differs",
+            "the store's master has an image of its own",
+            key="recipe:kv_store.image",
+            value=store["image"],
+            allowed=f"left out, or {context.engine.get('image')}",
+            fix="remove image: the engine's is taken",
+            severity="warning",
         )
     size = (store.get("config") or {}).get("global_segment_size")
     if size is not None and not _whole_gib(size):

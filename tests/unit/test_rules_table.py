@@ -404,6 +404,19 @@ CASES = [
         {"pools/more": {"tensor_parallel": 4, "kv_events": True}},
         'env.PYTHONHASHSEED = "1"',
     ),
+    # Decode workers of a split are not looked up, so their hashes are their own.
+    Case(
+        "hash-seed",
+        "nixl",
+        {"router": {"kind": "dynamo", "policy": "kv-aware"}, "kv_events": True, "env/PYTHONHASHSEED": "x"},
+        {
+            "router": {"kind": "dynamo", "policy": "kv-aware"},
+            "pools/prefill/kv_events": True,
+            "env": {},
+            "pools/decode/env": {"PYTHONHASHSEED": "7"},
+        },
+        'PYTHONHASHSEED = "x"',
+    ),
     Case(
         "multi-connector-order",
         PD,
@@ -641,6 +654,15 @@ CASES = [
         {"jobs": {"load": {"tool": "vllm-bench", "args": {"max-concurrency": 160}}}},
         {"jobs": {"load": {"tool": "vllm-bench", "args": {"max-concurrency": 16}}}},
         "jobs.load.args = 160",
+        "warning",
+    ),
+    # Decode holds a request for most of its life: 16 ranks of 32.
+    Case(
+        "sequences-concurrency",
+        PD,
+        {"checks": {"smoke_bench": {"concurrency": 513}}},
+        {"checks": {"smoke_bench": {"concurrency": 512}}, "pools/prefill/args/max-num-seqs": 1},
+        "checks.smoke_bench = 513",
         "warning",
     ),
     Case(

@@ -468,7 +468,7 @@ def hash_seed(context: Context) -> Iterator[Mistake]:
     seeds = {
         pool["name"]: context.env_of(pool["name"]).get("PYTHONHASHSEED")
         for pool in context.pools
-        if pool["role"] != "offline"
+        if pool["role"] != "offline" and (context.stored or pool.get("kv_events"))
     }
     # The plan fills it in; before there is a plan only what the recipe gives can be compared.
     if context.plan is None:

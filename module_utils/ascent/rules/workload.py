@@ -49,16 +49,15 @@ _MOE = "vLLM-Ascend tutorial Qwen3-235B-A22B"
 )
 def benchmarks_fit(context: Context) -> Iterator[Mistake]:
     served = [one for one in context.variants if one.pool["role"] in ("serve", "prefill", "decode")]
-    # In a split a request occupies both sides; the narrower one limits.
+    # In a split a request spends its time in decode; prefill holds it for the prompt only.
+    busy = {one.name: one for one in served if one.pool["role"] != "prefill"}
+    limits = [one.number("max-num-seqs") for one in busy.values()]
     room: Optional[int] = None
-    for role in ("serve", "prefill", "decode"):
-        pools = {one.name: one for one in served if one.pool["role"] == role and one.number("max-num-seqs")}
-        if pools:
-            here = sum(
-                (one.number("max-num-seqs") or 0) * one.size("data_parallel") * one.size("instances")
-                for one in pools.values()
-            )
-            room = here if room is None or role == "prefill" else min(room, here)
+    if busy and all(limits):
+        room = sum(
+            (limit or 0) * one.size("data_parallel") * one.size("instances")
+            for limit, one in zip(limits, busy.values())
+        )
     lengths = [length for one in served for length in [one.number("max-model-len")] if length]
     shortest = min(lengths) if lengths else None
     first = served[0] if served else None

@@ -77,6 +77,7 @@ e2e: setup ## The road, end to end, on a sandbox cluster of its own
 
 .PHONY: bench
 bench: setup ## Figures, as ratios within one run; not part of pass or fail
+	@$(BIN)/python bench/planner.py
 	@$(BIN)/python bench/no_op_run.py --inventory $(INVENTORY) --cluster $(CLUSTER)
 
 .PHONY: clean

@@ -28,6 +28,11 @@ options:
   render_to:
     description: Folder on the controller that gets all scripts, plan.json and plan.svg.
     type: path
+  stand_ins:
+    description:
+      - A number of hosts, or a mapping of hardware profiles to numbers. The plan is then made for so many hosts that
+        nobody has, with addresses set aside for documentation, and the inventory isn't looked at.
+    type: raw
 attributes:
   check_mode:
     support: full
@@ -63,6 +68,18 @@ findings:
   returned: always
   type: list
   elements: dict
+changes:
+  description:
+    - What differs from the plan that C(render_to) held before. One entry for each process or job that is C(new),
+      C(gone) or C(changed), with C(host), C(process), C(change) and C(details).
+  returned: always
+  type: list
+  elements: dict
+change_lines:
+  description: C(changes) as text, one line each.
+  returned: always
+  type: list
+  elements: str
 needs_facts:
   description: Whether the nodes have to be read before a plan can be made.
   returned: always

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 __all__ = [
     "CONNECTORS",
+    "CONNECTOR_TRAITS",
     "NEGATABLE",
     "PROXY_VARIABLES",
     "ROUTERS",
+    "SEVERAL_WORDS",
+    "cache_target",
+    "connector_traits",
     "image_for",
     "image_platform",
     "image_version",
@@ -20,7 +24,7 @@ __all__ = [
 ]
 
 import re
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Set, Tuple
 
 #: Proxy settings that would send requests between the nodes to a company proxy. Tools differ in the spelling they read.
 PROXY_VARIABLES = (
@@ -107,19 +111,72 @@ NEGATABLE = frozenset(
     )
 )
 
-_EXAMPLES = "/vllm-workspace/vllm-ascend/examples/disaggregated_prefill_v1"
+#: Options of `vllm serve` that take several words, as of vLLM 0.21 (held against catalog/engine_options too).
+SEVERAL_WORDS = frozenset(
+    (
+        "allowed-media-domains",
+        "api-key",
+        "collect-detailed-traces",
+        "cpu-offload-params",
+        "cudagraph-capture-sizes",
+        "ignore-patterns",
+        "kv-cache-dtype-skip-layers",
+        "logits-processors",
+        "lora-modules",
+        "lora-target-modules",
+        "numa-bind-cpus",
+        "numa-bind-nodes",
+        "offload-params",
+        "served-model-name",
+    )
+)
 
-#: Router kinds: the program, the path of its own health endpoint, and the connectors whose request order it follows.
+_EXAMPLES = "/vllm-workspace/vllm-ascend/examples"
+
+#: Router kinds: the program, the path of its own health endpoint, how its policies are spelled, and for those between
+#: prefill and decode the order in which it asks them.
 ROUTERS: Dict[str, Dict[str, Any]] = {
     "pd-layerwise": {
-        "program": ["python3", _EXAMPLES + "/load_balance_proxy_layerwise_server_example.py"],
+        "program": ["python3", _EXAMPLES + "/disaggregated_prefill_v1/load_balance_proxy_layerwise_server_example.py"],
         "health": "/healthcheck",
         "order": "decode-first",
+        "policies": {},
     },
     "pd": {
-        "program": ["python3", _EXAMPLES + "/load_balance_proxy_server_example.py"],
+        "program": ["python3", _EXAMPLES + "/disaggregated_prefill_v1/load_balance_proxy_server_example.py"],
         "health": "/healthcheck",
         "order": "prefill-first",
+        "policies": {},
+    },
+    "replicas": {
+        "program": ["python3", _EXAMPLES + "/dynamic_bucket_load_balancer/hybrid_proxy_server.py"],
+        "health": "/healthcheck",
+        "order": None,
+        "policies": {},
+    },
+    "vllm-router": {
+        "program": ["vllm-router"],
+        "health": "/health",
+        "order": None,
+        "policies": {
+            "random": "random",
+            "round-robin": "round_robin",
+            "cache-aware": "cache_aware",
+            "kv-aware": "kv_aware",
+            "power-of-two": "power_of_two",
+        },
+    },
+    "dynamo": {
+        "program": ["python3", "-m", "dynamo.frontend"],
+        "health": "/health",
+        "order": None,
+        "policies": {
+            "random": "random",
+            "round-robin": "round-robin",
+            "kv-aware": "kv",
+            "power-of-two": "power-of-two",
+            "least-loaded": "least-loaded",
+        },
     },
 }
 
@@ -128,6 +185,18 @@ CONNECTORS: Dict[str, Dict[str, Any]] = {
     "MooncakeConnectorV1": {"order": "prefill-first"},
     "MooncakeHybridConnector": {"order": "prefill-first"},
     "MooncakeLayerwiseConnector": {"order": "decode-first"},
+}
+
+#: What the plan fills into a connector's configuration. `ports`: kv_port, one port a worker; `sizes`: the sizes of both
+#: sides; `lookup`: a lookup_rpc_port of its own (the name of a socket file) for every engine on a host; `both`: kv_role
+#: is kv_both on either side; `side-channel`: NIXL's handshake port in the environment.
+CONNECTOR_TRAITS: Dict[str, Tuple[str, ...]] = {
+    "MooncakeConnectorV1": ("ports", "sizes"),
+    "MooncakeHybridConnector": ("ports", "sizes"),
+    "MooncakeLayerwiseConnector": ("ports", "sizes"),
+    "AscendStoreConnector": ("lookup",),
+    "MooncakeConnectorStoreV1": ("lookup",),
+    "NixlConnector": ("both", "side-channel"),
 }
 
 #: First release of vLLM-Ascend whose image carries this Mooncake, newest first (matrix of the installation page).
@@ -193,6 +262,19 @@ def image_for(image: str, suffix: str, mirror: str = "") -> str:
             tag = match.group("version") + suffix + match.group("rest")
     reference = repository + (f":{tag}" if tag else "") + (f"@{digest}" if digest else "")
     return f"{mirror.rstrip('/')}/{reference}" if mirror else reference
+
+
+def cache_target(engine: str) -> str:
+    """Where the engine's image looks for downloaded weights: the cache directory of the user it runs as."""
+    return "/home/dynamo/.cache" if engine == "dynamo" else "/root/.cache"
+
+
+def connector_traits(transfer: Mapping[str, Any]) -> Set[str]:
+    """`CONNECTOR_TRAITS` of a kv_transfer section, those of the connectors inside it included."""
+    traits = set(CONNECTOR_TRAITS.get(str(transfer.get("connector")), ()))
+    for inner in transfer.get("connectors") or []:
+        traits |= connector_traits(inner)
+    return traits
 
 
 def jemalloc_path(image: str, arch: str) -> str:

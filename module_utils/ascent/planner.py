@@ -1,20 +1,34 @@
 """The launch plan: a pure function of recipe, hardware profiles and hosts (docs/architecture.md, section 3).
 
-Layouts are not a list of cases. Every pool deals its instances over its hosts, every instance puts one process on each
-of its nodes, and ranks, ports, addresses and sizes follow from that by arithmetic.
+Layouts are not a list of cases. Every pool deals its instances over its hosts, every instance puts its processes on
+its nodes (`layout.seats`), and ranks, ports, addresses and sizes follow from that by arithmetic. This module gives the
+seats their words and puts everything together; `kv`, `companions` and `scene` hold the parts.
 """
 
 from __future__ import annotations
 
-__all__ = ["DERIVED_ARGS", "DERIVED_ENV", "definition_of", "digest", "merged", "model_directory", "option_name", "plan"]
+__all__ = [
+    "CACHE",
+    "DERIVED_ARGS",
+    "DERIVED_ENV",
+    "definition_of",
+    "digest",
+    "hccl_ports",
+    "merged",
+    "model_directory",
+    "option_name",
+    "plan",
+]
 
 import hashlib
 import json
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
-from . import engines, layout
+from . import companions, engines, kv, layout, references
 from .errors import InputError
 from .mistakes import as_finding
+from .scene import CACHE, STATE, Scene, model_directory
+from .spelling import engine_option, json_text, merged, option_name, variable
 
 #: Engine options whose value follows from the plan. The recipe may repeat the right value, never another one.
 DERIVED_ARGS = frozenset(
@@ -25,11 +39,18 @@ DERIVED_ARGS = frozenset(
         "data-parallel-size",
         "data-parallel-size-local",
         "data-parallel-start-rank",
+        "decode-context-parallel-size",
+        "disaggregation-mode",
         "distributed-executor-backend",
         "headless",
         "kv-transfer-config",
+        "master-addr",
+        "master-port",
+        "nnodes",
+        "node-rank",
         "pipeline-parallel-size",
         "port",
+        "prefill-context-parallel-size",
         "served-model-name",
         "tensor-parallel-size",
     )
@@ -39,11 +60,15 @@ DERIVED_ARGS = frozenset(
 DERIVED_ENV = frozenset(
     (
         "ASCEND_RT_VISIBLE_DEVICES",
+        "CUDA_VISIBLE_DEVICES",
         "GLOO_SOCKET_IFNAME",
         "HCCL_IF_IP",
         "HCCL_SOCKET_IFNAME",
+        "RAY_ADDRESS",
         "TP_SOCKET_IFNAME",
         "VLLM_HOST_IP",
+        "VLLM_NIXL_SIDE_CHANNEL_HOST",
+        "VLLM_NIXL_SIDE_CHANNEL_PORT",
     )
 )
 
@@ -51,8 +76,15 @@ DERIVED_ENV = frozenset(
 HCCL_FIRST_PORT = 60000
 HCCL_PORT_COUNT = 32
 
-#: Where the clients of model hubs keep what they fetch, inside the container.
-CACHE = "/root/.cache"
+#: Ray's own workers listen in this range (`ray start --min-worker-port --max-worker-port`), clear of all our ports.
+RAY_WORKER_PORTS = (10002, 10999)
+
+#: Seconds until a Ray cluster must show the devices of all its nodes.
+RAY_SECONDS = 600
+
+#: Order in which processes start. Heads come before what joins them: a headless process that finds no head gives up
+#: after a while, a head waits.
+_ORDER = ("kv-store", "ray-head", "ray-worker", "head", "rank", "worker", "headless", "router", "frontend")
 
 DEFAULT_PROMPTS = [{"prompt": "The future of AI is", "max_tokens": 50, "temperature": 0}]
 DEFAULT_SMOKE_BENCH = {"concurrency": 8, "requests": 32, "input_tokens": 128, "output_tokens": 64}
@@ -64,44 +96,10 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def option_name(key: str) -> str:
-    """An option as vLLM's parser knows it: no leading dashes, dashes for underscores.
-
-    >>> option_name("--max_model_len")
-    'max-model-len'
-    """
-    return key.lstrip("-").replace("_", "-")
-
-
-def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> Dict[str, Any]:
-    """``second`` over ``first``: keys keep their place, new ones follow, and a null takes a key away.
-
-    Two spellings of one option (``max_model_len``, ``max-model-len``) are the same key; the later spelling stays.
-    """
-    result: Dict[str, Tuple[str, Any]] = {option_name(key): (key, value) for key, value in first.items()}
-    result.update({option_name(key): (key, value) for key, value in second.items()})
-    return {key: value for key, value in result.values() if value is not None}
-
-
 def hccl_ports(recipe: Mapping[str, Any], pool: Mapping[str, Any]) -> Tuple[int, int]:
     """First port and number of ports that HCCL may listen on beside the processes of a pool."""
     env = {**(recipe.get("env") or {}), **pool["env"]}
     return int(env.get("HCCL_IF_BASE_PORT") or HCCL_FIRST_PORT), HCCL_PORT_COUNT
-
-
-def model_directory(model: Mapping[str, Any], cache: str = CACHE) -> Optional[str]:
-    """Where the weights lie on every host.
-
-    ``path`` if the recipe gives one, else the place where the source's own client keeps them below ``cache``.
-    """
-    if model.get("path"):
-        return str(model["path"])
-    if model.get("source", "modelscope") == "modelscope":
-        # ModelScope's client writes a dot in a model's name as three underscores.
-        return cache.rstrip("/") + "/modelscope/hub/models/" + str(model["id"]).replace(".", "___")
-    if model.get("source") == "huggingface":
-        return cache.rstrip("/") + "/huggingface/hub/models--" + str(model["id"]).replace("/", "--")
-    return None
 
 
 def definition_of(process: Mapping[str, Any]) -> str:
@@ -133,378 +131,492 @@ def plan(
     wrong = [*layout.unsound(recipe, hardware, hosts, pools), *placement.mistakes]
     if wrong:
         raise InputError([as_finding(item) for item in wrong])
-    return _Builder(recipe, hardware, hosts, pools, placement, cluster, mirror, cache).build()
+    return _Builder(Scene(recipe, hardware, hosts, pools, placement, cluster, mirror, cache)).build()
 
 
 class _Builder:
-    """Holds the inputs of one plan while its parts are put together."""
+    """Turns the seats of one scene into processes and puts the plan together."""
 
-    def __init__(
-        self,
-        recipe: Mapping[str, Any],
-        hardware: Mapping[str, Mapping[str, Any]],
-        hosts: Sequence[Mapping[str, Any]],
-        pools: Sequence[Mapping[str, Any]],
-        placement: layout.Placement,
-        cluster: str,
-        mirror: str,
-        cache: str,
-    ) -> None:
-        self.recipe = recipe
-        self.hosts = {host["name"]: host for host in hosts}
-        self.pools = pools
-        self.placement = placement
-        self.cluster = cluster
-        self.mirror = mirror
-        self.cache = cache
-        self.engine = recipe["engine"]["name"]
-        self.transfer = recipe.get("kv_transfer")
-        self.several = sum(pool["instances"] for pool in pools) > 1
-        self.pool_of = {name: pool for pool in pools for name in placement.hosts[pool["name"]]}
-        self.profile = {
-            name: hardware[host.get("hardware") or self.pool_of.get(name, recipe)["hardware"]]
-            for name, host in self.hosts.items()
-        }
-        self.used: Dict[str, int] = dict.fromkeys(self.hosts, 0)
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.recipe = scene.recipe
+        self.transfer: Optional[Mapping[str, Any]] = scene.recipe.get("kv_transfer")
+        self.several = sum(pool["instances"] for pool in scene.pools) > 1
+        # The server of a Ray cluster has no devices of its own; it sees those of its node.
+        self.seen = {seat.instance: seat.devices for seat in scene.seats if seat.kind == "ray-head"}
 
     def build(self) -> Dict[str, Any]:
-        instances = []
-        processes: List[Dict[str, Any]] = []
-        for pool in self.pools:
-            for index in range(pool["instances"]):
-                members = self._instance(pool, index)
-                head = members[0]
-                processes.extend(members)
-                address = self.hosts[head["host"]]["node_ip"]
-                port = _port(head, "api")
-                instances.append(
-                    {
-                        "name": head["instance"],
-                        "pool": pool["name"],
-                        "role": pool["role"],
-                        "hosts": [member["host"] for member in members],
-                        "processes": [member["name"] for member in members],
-                        "endpoint": {"address": address, "port": port, "url": f"http://{address}:{port}"},
-                    }
-                )
-        # Heads first: a headless process that finds no head gives up after a while, a head waits.
-        processes.sort(key=lambda process: process["kind"] != "head")
-        endpoint = {"url": instances[0]["endpoint"]["url"], "process": instances[0]["processes"][0]}
-        if self.recipe.get("router"):
-            router = self._router(instances)
-            processes.append(router)
-            address = self.hosts[router["host"]]["node_ip"]
-            endpoint = {"url": f"http://{address}:{_port(router, 'api')}", "process": router["name"]}
+        recipe, scene = self.recipe, self.scene
+        processes = [self._engine(seat) for seat in scene.seats]
+        instances = self._instances(processes)
+        before, after = self._companions()
+        needed = [process["name"] for process in before]
         for process in processes:
+            process["starts_after"] = [*needed, *process["starts_after"]]
+        processes = [*before, *processes, *after]
+        entries = [process["name"] for process in processes if process["kind"] in ("head", "rank")]
+        entries = entries or [one["processes"][0] for one in instances]
+        router = None
+        if (recipe.get("router") or {}).get("kind", "none") != "none":
+            router = self._finished(companions.router_process(scene), [*needed, *entries])
+            processes.append(router)
+        services = {process["name"] for process in before}
+        processes.sort(key=lambda one: -1 if one["name"] in services else _place(one["kind"]))
+        jobs = [self._finished(companions.job_process(scene, name), []) for name in recipe.get("jobs") or {}]
+        for process in [*processes, *jobs]:
             process["definition"] = definition_of(process)
-        images = sorted({process["container"]["image"] for process in processes})
-        model = self.recipe["model"]
-        checks = dict(self.recipe.get("checks") or {})
-        checks.setdefault("prompts", DEFAULT_PROMPTS)
-        checks["smoke_bench"] = {**DEFAULT_SMOKE_BENCH, **(checks.get("smoke_bench") or {})}
         result = {
             "schema": 1,
-            "cluster": self.cluster,
-            "recipe": self.recipe["name"],
-            "summary": self.recipe.get("summary", ""),
+            "cluster": scene.cluster,
+            "recipe": recipe["name"],
+            "summary": recipe.get("summary", ""),
             "model": {
-                "id": model["id"],
-                "source": model.get("source", "modelscope"),
-                "served_name": model.get("served_name", model["id"]),
-                "directory": model_directory(model, self.cache),
+                "id": scene.model["id"],
+                "source": scene.model.get("source", "modelscope"),
+                "revision": scene.model.get("revision"),
+                "served_name": scene.served_name,
+                "directory": model_directory(scene.model, scene.cache),
             },
-            "engine": {
-                "name": self.engine,
-                "version": self.recipe["engine"].get("version")
-                or engines.image_version(self.recipe["engine"]["image"]),
-                "image": processes[0]["container"]["image"],
-                "images": images,
-            },
-            "hosts": self._hosts(processes),
+            "engine": self._engine_facts(processes, jobs),
+            "hosts": self._hosts(processes, jobs),
             "instances": instances,
             "processes": processes,
-            "endpoint": endpoint,
+            "jobs": jobs,
+            "endpoint": self._endpoint(instances, router),
             "device_pairs": self._device_pairs(instances, processes),
-            "checks": checks,
-            "bench": self.recipe.get("bench") or {},
-            "reference": self.recipe.get("reference") or {},
-            "waived": [{"rule": rule, "reason": why} for rule, why in (self.recipe.get("waive") or {}).items()],
+            "checks": self._checks(),
+            "bench": recipe.get("bench") or {},
+            "reference": recipe.get("reference") or {},
+            "waived": [{"rule": rule, "reason": why} for rule, why in (recipe.get("waive") or {}).items()],
         }
         # Through JSON and back: what callers see is what plan.json holds (no tuples, no shared lists, string keys).
         copied: Dict[str, Any] = json.loads(json.dumps(result))
         copied["hash"] = digest(copied)
         return copied
 
+    def _engine_facts(
+        self, processes: Sequence[Mapping[str, Any]], jobs: Sequence[Mapping[str, Any]]
+    ) -> Dict[str, Any]:
+        engine = self.recipe["engine"]
+        own = [one for one in [*processes, *jobs] if one["kind"] in layout.EXECUTED or one["kind"] == "job"]
+        return {
+            "name": self.scene.engine,
+            "version": engine.get("version") or engines.image_version(engine["image"]),
+            "image": own[0]["container"]["image"] if own else self.scene.image(next(iter(self.scene.hosts))),
+            "images": sorted({process["container"]["image"] for process in [*processes, *jobs]}),
+        }
+
+    def _checks(self) -> Dict[str, Any]:
+        checks = dict(self.recipe.get("checks") or {})
+        checks.setdefault("prompts", DEFAULT_PROMPTS)
+        checks["smoke_bench"] = {**DEFAULT_SMOKE_BENCH, **(checks.get("smoke_bench") or {})}
+        return checks
+
+    def _instances(self, processes: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
+        """One entry an instance; its first process is the one that answers, or that the others join."""
+        result: Dict[str, Dict[str, Any]] = {}
+        for seat, process in zip(self.scene.seats, processes):
+            one = result.setdefault(
+                seat.instance,
+                {
+                    "name": seat.instance,
+                    "pool": seat.pool["name"],
+                    "role": seat.pool["role"],
+                    "hosts": [],
+                    "processes": [],
+                    "endpoint": None,
+                    "endpoints": [],
+                },
+            )
+            if seat.host not in one["hosts"]:
+                one["hosts"].append(seat.host)
+            one["processes"].append(process["name"])
+            if self.scene.serves_api(seat):
+                address, port = self.scene.address(seat.host), seat.ports["port"]
+                one["endpoints"].append({"address": address, "port": port, "url": self.scene.url(seat)})
+                one["endpoint"] = one["endpoints"][0]
+        return list(result.values())
+
+    def _endpoint(
+        self, instances: Sequence[Mapping[str, Any]], router: Optional[Mapping[str, Any]]
+    ) -> Optional[Dict[str, Any]]:
+        """Where clients go; None where nothing serves (a recipe of jobs only)."""
+        if router is not None:
+            return {"url": self.scene.values["endpoint_url"], "process": router["name"]}
+        if instances and instances[0]["endpoint"]:
+            return {"url": instances[0]["endpoint"]["url"], "process": instances[0]["processes"][0]}
+        return None
+
     # -- hosts ---------------------------------------------------------------------------------------------------------
 
-    def _hosts(self, processes: Sequence[Mapping[str, Any]]) -> Dict[str, Dict[str, Any]]:
-        mine: Dict[str, List[Mapping[str, Any]]] = {name: [] for name in self.hosts}
-        for process in processes:
+    def _hosts(
+        self, processes: Sequence[Mapping[str, Any]], jobs: Sequence[Mapping[str, Any]]
+    ) -> Dict[str, Dict[str, Any]]:
+        mine: Dict[str, List[Mapping[str, Any]]] = {name: [] for name in self.scene.hosts}
+        for process in [*processes, *jobs]:
             mine[process["host"]].append(process)
         return {name: self._host(name, here) for name, here in mine.items()}
 
     def _host(self, name: str, mine: Sequence[Mapping[str, Any]]) -> Dict[str, Any]:
-        host = self.hosts[name]
-        pool = self.pool_of.get(name)
+        scene = self.scene
+        host, profile, pools = scene.hosts[name], scene.profile[name], scene.pools_of[name]
         ports = [(port["first"], port["count"]) for process in mine for port in process["ports"]]
-        if pool and any(process["devices"] for process in mine):
-            ports.append(hccl_ports(self.recipe, pool))
-        if self.transfer and pool:
-            # The whole span of every instance here, not only this node's part: releases differ in which rank a worker
-            # counts from, and a reserved port costs nothing.
-            ports.append((pool["kv_port"], pool["span"] * pool["instances_per_node"]))
+        for pool in pools:
+            if profile["vendor"] == "ascend" and any(process["devices"] for process in mine):
+                ports.append(hccl_ports(self.recipe, pool))
+            if self.transfer and "ports" in scene.traits(pool) and pool["role"] != "offline":
+                # The whole span of every instance here, not only this node's part: releases differ in which rank a
+                # worker counts from, and a reserved port costs nothing.
+                ports.append((pool["kv_port"], pool["span"] * pool["instances_per_node"]))
+        driver = {text.partition(":")[0] for text in [*profile["mounts"], *profile.get("kv_transfer_mounts", [])]}
+        sources = {one["source"] for process in mine for one in process["container"]["mounts"]}
         return {
             "node_ip": host["node_ip"],
             "nic": host.get("nic"),
             "arch": host.get("arch"),
-            "hardware": self.profile[name]["name"],
-            "pool": pool["name"] if pool else None,
-            "devices": sorted(device for process in mine for device in process["devices"]),
+            "hardware": profile["name"],
+            "pool": pools[0]["name"] if pools else None,
+            "pools": [pool["name"] for pool in pools],
+            "devices": sorted({device for process in mine for device in process["devices"]}),
             "reserved_ports": _ranges(ports),
-            "fabric": self.profile[name].get("fabric"),
+            "files": sorted(
+                {device for process in mine for device in process["container"]["devices"]} | (sources & driver)
+            ),
+            "directories": sorted(sources - driver),
+            "fabric": profile.get("fabric"),
         }
 
     # -- engine processes ----------------------------------------------------------------------------------------------
 
-    def _instance(self, pool: Mapping[str, Any], index: int) -> List[Dict[str, Any]]:
-        """The processes of one instance, head first."""
-        slot = index % pool["instances_per_node"]
-        block = index // pool["instances_per_node"] * pool["nodes"]
-        names = self.placement.hosts[pool["name"]][block : block + pool["nodes"]]
-        instance = f"{pool['name']}-{index}"
-        members: List[Dict[str, Any]] = []
-        for node, name in enumerate(names):
-            head = node == 0
-            first = self.used[name]
-            self.used[name] += pool["devices"]
-            parallel = {
-                "tensor": pool["tensor_parallel"],
-                "pipeline": pool["pipeline_parallel"],
-                "data": pool["data_parallel"],
-                "data_local": pool["local"],
-                "start_rank": node * pool["local"],
-                "address": self.hosts[names[0]]["node_ip"],
-                "rpc_port": pool["rpc_port"] + slot,
-            }
-            members.append(
-                self._engine(
-                    pool,
-                    slot,
-                    {
-                        "name": f"{instance}-head" if head else f"{instance}-headless-{node}",
-                        "kind": "head" if head else "headless",
-                        "role": pool["role"],
-                        "pool": pool["name"],
-                        "instance": instance,
-                        "host": name,
-                        "devices": list(range(first, first + pool["devices"])),
-                        "parallel": parallel,
-                        "starts_after": [] if head else [members[0]["name"]],
-                    },
-                )
-            )
-        return members
+    def _engine(self, seat: layout.Seat) -> Dict[str, Any]:
+        scene, pool = self.scene, seat.pool
+        host = scene.hosts[seat.host]
+        args, env, transfer = self._given(seat)
+        values = scene.of_seat(seat)
+        args, env, transfer = (references.resolve(part, values) for part in (args, env, transfer))
+        process: Dict[str, Any] = {
+            "name": seat.name,
+            "kind": scene.entry if seat.kind == "head" else seat.kind,
+            "role": pool["role"],
+            "pool": pool["name"],
+            "instance": seat.instance,
+            "host": seat.host,
+            "devices": seat.devices,
+            "parallel": self._parallel(seat),
+            "ports": self._ports(seat),
+            "unset": list(engines.PROXY_VARIABLES),
+            "source": scene.sources(),
+            "env": self._env(seat, host, env),
+            "files": self._files(seat),
+            "wait": None,
+            "argv": self._ray_argv(seat) if seat.kind.startswith("ray-") else self._argv(seat, args, transfer),
+            "health": self._health(seat),
+            "starts_after": self._starts_after(seat),
+        }
+        mounts: List[Dict[str, Any]] = []
+        ray = pool["executor"] == "ray" and pool["spans"]
+        if ray:
+            # The server reaches the node's Ray through its sockets in this directory.
+            path = f"{STATE}/{scene.cluster}/{seat.instance}/ray"
+            mounts.append({"source": path, "target": "/tmp/ray", "read_only": False})  # noqa: S108 - Ray's own place
+            if seat.kind == "head":
+                process["wait"] = self._ray_wait(seat)
+        if scene.engine == "dynamo":
+            mounts += companions.dynamo_mounts(scene)
+        devices = seat.devices or self.seen[seat.instance]
+        process["container"] = scene.container(
+            process, pool["container"], devices=devices, mounts=mounts, ipc="host" if ray else None
+        )
+        return process
+
+    def _given(self, seat: layout.Seat) -> Tuple[Dict[str, Any], Dict[str, Any], Dict[str, Any]]:
+        """Options, variables and KV configuration: the recipe's, the pool's over them, its overrides over those."""
+        pool = seat.pool
+        args = merged(self.recipe.get("args") or {}, pool["args"])
+        env = {**(self.recipe.get("env") or {}), **pool["env"]}
+        transfer = {**(self.transfer or {}), **pool["kv_transfer"]}
+        where = {"instance": seat.number, "node": seat.node, "rank": seat.start_rank}
+        for override in pool["overrides"]:
+            wanted = {key: layout.numbers(override.get(key)) for key in where}
+            if all(chosen is None or where[key] in chosen for key, chosen in wanted.items()):
+                args = merged(args, override.get("args") or {})
+                env = {**env, **(override.get("env") or {})}
+                transfer = {**transfer, **(override.get("kv_transfer") or {})}
+        return args, env, transfer
+
+    def _parallel(self, seat: layout.Seat) -> Dict[str, Any]:
+        pool = seat.pool
+        return {
+            "tensor": pool["tensor_parallel"],
+            "pipeline": pool["pipeline_parallel"],
+            "data": pool["data_parallel"],
+            "data_local": seat.local,
+            "start_rank": seat.start_rank,
+            "prefill_context": pool["prefill_context_parallel"],
+            "decode_context": pool["decode_context_parallel"],
+            "nodes": pool["nodes"],
+            "node_rank": seat.node,
+            "address": self.scene.address(seat.head),
+            "rpc_port": seat.ports["rpc_port"],
+        }
 
     def _controls_ranks(self, pool: Mapping[str, Any]) -> bool:
         """Whether the control plane of data parallelism is spelled out.
 
-        Needed where ranks live on several nodes, and where a second instance could otherwise meet the engine's default
-        port; a lone instance on one node needs only the number of ranks.
+        Needed where ranks live on several nodes or have servers of their own, and where a second instance could
+        otherwise meet the engine's default port; a lone instance on one node needs only the number of ranks.
         """
-        return bool(pool["data_parallel"] > 1 and (pool["nodes"] > 1 or self.several or pool["rpc_port_given"]))
-
-    def _engine(self, pool: Mapping[str, Any], slot: int, process: Dict[str, Any]) -> Dict[str, Any]:
-        host = self.hosts[process["host"]]
-        head = process["kind"] == "head"
-        parallel = process["parallel"]
-        ports = []
-        if head:
-            ports.append({"name": "api", "first": pool["port"] + slot, "count": 1})
-            if self._controls_ranks(pool):
-                ports.append({"name": "dp-rpc", "first": parallel["rpc_port"], "count": 1})
-        kv_port = pool["kv_port"] + slot * pool["span"]
-        if self.transfer:
-            ranks = pool["tensor_parallel"] * pool["pipeline_parallel"]
-            first = kv_port + parallel["start_rank"] * ranks
-            ports.append({"name": "kv", "first": first, "count": parallel["data_local"] * ranks})
-        process["ports"] = ports
-        args = merged(self.recipe.get("args") or {}, pool["args"])
-        process.update(
-            {
-                "unset": list(engines.PROXY_VARIABLES),
-                "source": self._sources(),
-                "env": self._env(pool, process, host),
-                "argv": self._argv(pool, process, host, args, kv_port),
-                "container": self._container(process),
-                "health": f"http://{host['node_ip']}:{pool['port'] + slot}/health" if head else None,
-            }
+        return bool(
+            pool["data_parallel"] > 1
+            and (
+                pool["nodes"] > 1 or self.several or pool["rpc_port_given"] or pool["data_parallel_mode"] == "external"
+            )
         )
-        return process
 
-    def _sources(self) -> List[str]:
-        given = self.recipe["engine"].get("source")
-        return list(given) if given is not None else engines.source_scripts(self.engine)
+    def _ports(self, seat: layout.Seat) -> List[Dict[str, Any]]:
+        """What the process listens on."""
+        scene, pool, ports = self.scene, seat.pool, seat.ports
+        entry = seat.kind in ("head", "rank")
+        dynamo = scene.engine == "dynamo"
+        result: List[Dict[str, Any]] = []
 
-    def _env(
-        self, pool: Mapping[str, Any], process: Mapping[str, Any], host: Mapping[str, Any]
-    ) -> List[Dict[str, Any]]:
-        """Derived variables, then the recipe's, then the pool's."""
+        def listens(name: str, first: int, count: int = 1) -> None:
+            result.append({"name": name, "first": first, "count": count})
+
+        if entry and not dynamo:
+            listens("api", ports["port"])
+        if entry and dynamo:
+            listens("system", ports["system_port"])
+            listens("request", ports["request_port"])
+        if entry and seat.start_rank == 0 and self._controls_ranks(pool):
+            listens("dp-rpc", ports["rpc_port"])
+        if seat.kind == "head" and pool["spans"] and pool["executor"] != "ray":
+            listens("master", ports["master_port"])
+        if seat.kind in ("ray-head", "ray-worker"):
+            if seat.kind == "ray-head":
+                listens("ray", ports["ray_port"])
+            listens("ray-node", ports["ray_port"] + 1, 2)
+            listens("ray-workers", RAY_WORKER_PORTS[0], RAY_WORKER_PORTS[1] - RAY_WORKER_PORTS[0] + 1)
+        traits = scene.traits(pool) if self.transfer else set()
+        if "ports" in traits and seat.devices:
+            # Workers count on over the whole instance: over the ranks of earlier nodes, or their parts of one rank.
+            skipped = seat.node * pool["devices"] if pool["spans"] else seat.start_rank * pool["world"]
+            listens("kv", ports["kv_port"] + skipped, len(seat.devices))
+        if "side-channel" in traits and seat.devices:
+            own = seat.kind == "rank"
+            count = 1 if own else layout.side_channels(pool)
+            listens("side-channel", ports["side_channel_port"] + (seat.start_rank if own else 0), count)
+        if scene.publishes(pool) and seat.kind in ("head", "rank", "headless"):
+            listens("kv-events", ports["kv_events_port"] + seat.start_rank, seat.local)
+        return result
+
+    def _health(self, seat: layout.Seat) -> Optional[str]:
+        if seat.kind not in ("head", "rank"):
+            return None
+        port = seat.ports["system_port" if self.scene.engine == "dynamo" else "port"]
+        return f"http://{self.scene.address(seat.host)}:{port}/health"
+
+    def _starts_after(self, seat: layout.Seat) -> List[str]:
+        instance, pool = seat.instance, seat.pool
+        if seat.kind == "head" and pool["executor"] == "ray" and pool["spans"]:
+            workers = [f"{instance}-ray-worker-{node}" for node in range(1, pool["nodes"])]
+            return [f"{instance}-ray-head", *workers]
+        if seat.kind == "ray-worker":
+            return [f"{instance}-ray-head"]
+        if seat.kind in ("headless", "worker"):
+            return [f"{instance}-{self.scene.entry}"]
+        if seat.kind == "rank" and seat.start_rank > 0:
+            return [f"{instance}-rank-0"]
+        return []
+
+    def _files(self, seat: layout.Seat) -> List[Dict[str, str]]:
+        if self.recipe.get("kv_store") and self.transfer:
+            return [{"path": kv.STORE_FILE, "text": kv.store_file(self.scene, seat.host)}]
+        return []
+
+    def _env(self, seat: layout.Seat, host: Mapping[str, Any], given: Mapping[str, Any]) -> List[Dict[str, Any]]:
+        """Derived variables, then defaults, then the recipe's, the pool's and the overrides'."""
+        scene, pool = self.scene, seat.pool
+        profile = scene.profile[seat.host]
+        ascend = profile["vendor"] == "ascend"
         env: Dict[str, Any] = {}
         if pool["nodes"] > 1 or self.transfer:
-            env["HCCL_IF_IP"] = host["node_ip"]
-            for name in ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "HCCL_SOCKET_IFNAME"):
-                env[name] = host["nic"]
+            names = ["GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME"]
+            if ascend:
+                env["HCCL_IF_IP"] = host["node_ip"]
+                names.append("HCCL_SOCKET_IFNAME")
+            env.update(dict.fromkeys(names, host["nic"]))
             env["VLLM_HOST_IP"] = host["node_ip"]
-        visible = self.profile[process["host"]].get("visible_devices")
+        visible = profile.get("visible_devices")
         if visible:
-            env[visible] = ",".join(str(device) for device in process["devices"])
-        if self.recipe["model"].get("source", "modelscope") == "modelscope" and not self.recipe["model"].get("path"):
+            devices = seat.devices or self.seen[seat.instance]
+            env[visible] = ",".join(str(device) for device in devices)
+        if pool["executor"] == "ray" and pool["spans"]:
+            env["RAY_ADDRESS"] = f"{scene.address(seat.head)}:{seat.ports['ray_port']}"
+            if visible:
+                # The list above is the node's; Ray is not to cut it down for each of its workers.
+                env[f"RAY_EXPERIMENTAL_NOSET_{visible}"] = "1"
+            if seat.kind == "ray-head":
+                del env["RAY_ADDRESS"]
+        if self.transfer and "side-channel" in scene.traits(pool):
+            env["VLLM_NIXL_SIDE_CHANNEL_HOST"] = host["node_ip"]
+            env["VLLM_NIXL_SIDE_CHANNEL_PORT"] = seat.ports["side_channel_port"]
+        if scene.engine == "dynamo":
+            env.update(companions.dynamo_env(scene))
+            env["DYN_TCP_RPC_HOST"] = host["node_ip"]
+            env["DYN_TCP_RPC_PORT"] = seat.ports["request_port"]
+            env["DYN_SYSTEM_PORT"] = seat.ports["system_port"]
+        if scene.model.get("source", "modelscope") == "modelscope" and not scene.model.get("path"):
             env["VLLM_USE_MODELSCOPE"] = "True"
-        given = {**(self.recipe.get("env") or {}), **pool["env"]}
+        if self.recipe.get("kv_store") and self.transfer:
+            env["MOONCAKE_CONFIG_PATH"] = kv.STORE_FILE
+        if (self.recipe.get("kv_store") and self.transfer) or scene.publishes(pool):
+            # Hashes of blocks must be the same in every process that compares them.
+            env["PYTHONHASHSEED"] = "0"
         env.update({name: value for name, value in given.items() if name not in DERIVED_ENV})
-        entries = [_variable(name, value) for name, value in env.items() if value is not None]
+        entries = [variable(name, value) for name, value in env.items() if value is not None]
         if pool.get("jemalloc", self.recipe.get("jemalloc")):
             path = engines.jemalloc_path(self.recipe["engine"]["image"], host["arch"])
             entries.append({"name": "LD_PRELOAD", "prepend": path, "if_exists": path})
         return entries
 
-    def _argv(
-        self,
-        pool: Mapping[str, Any],
-        process: Mapping[str, Any],
-        host: Mapping[str, Any],
-        args: Mapping[str, Any],
-        kv_port: int,
-    ) -> List[List[str]]:
-        model = self.recipe["model"]
-        parallel = process["parallel"]
-        head = process["kind"] == "head"
+    def _argv(self, seat: layout.Seat, args: Mapping[str, Any], transfer: Mapping[str, Any]) -> List[List[str]]:
+        scene, pool, parallel = self.scene, seat.pool, self._parallel(seat)
+        host = scene.hosts[seat.host]
+        entry, dynamo = seat.kind in ("head", "rank"), scene.engine == "dynamo"
         given = {option_name(key): value for key, value in args.items()}
-        argv = [["vllm", "serve", str(model.get("path") or model["id"])]]
-        if head:
-            argv.append(["--host", str(given.get("host", host["node_ip"]))])
-            argv.append(["--port", str(_port(process, "api"))])
+        if dynamo:
+            argv = [["python3", "-m", "dynamo.vllm"], ["--model", scene.values["model"]]]
+            if pool["role"] in ("prefill", "decode"):
+                argv.append(["--disaggregation-mode", pool["role"]])
         else:
+            argv = [["vllm", "serve", scene.values["model"]]]
+            if entry:
+                bridged = {**scene.container_options, **pool["container"]}.get("network") == "bridge"
+                argv.append(["--host", str(given.get("host", "0.0.0.0" if bridged else host["node_ip"]))])  # noqa: S104
+                argv.append(["--port", str(seat.ports["port"])])
+        if not entry:
             argv.append(["--headless"])
-        argv.append(["--served-model-name", str(model.get("served_name", model["id"]))])
+        argv.append(["--served-model-name", scene.served_name])
         argv.append(["--tensor-parallel-size", str(parallel["tensor"])])
-        if parallel["pipeline"] > 1:
-            argv.append(["--pipeline-parallel-size", str(parallel["pipeline"])])
+        for key, name in (
+            ("pipeline", "pipeline-parallel-size"),
+            ("prefill_context", "prefill-context-parallel-size"),
+            ("decode_context", "decode-context-parallel-size"),
+        ):
+            if parallel[key] > 1:
+                argv.append([f"--{name}", str(parallel[key])])
         argv.append(["--data-parallel-size", str(parallel["data"])])
         servers = given.get("api-server-count")
         if self._controls_ranks(pool):
-            argv.append(["--data-parallel-size-local", str(parallel["data_local"])])
-            if pool["nodes"] > 1:
-                argv.append(["--data-parallel-start-rank", str(parallel["start_rank"])])
+            if pool["data_parallel_mode"] == "external":
+                argv.append(["--data-parallel-rank", str(parallel["start_rank"])])
+            else:
+                argv.append(["--data-parallel-size-local", str(parallel["data_local"])])
+                if pool["nodes"] > 1:
+                    argv.append(["--data-parallel-start-rank", str(parallel["start_rank"])])
+                servers = 1 if servers is None and not dynamo else servers
             argv.append(["--data-parallel-address", parallel["address"]])
             argv.append(["--data-parallel-rpc-port", str(parallel["rpc_port"])])
-            servers = 1 if servers is None else servers
-        if head and servers is not None:
+        if entry and servers is not None:
             argv.append(["--api-server-count", str(servers)])
-        if pool["executor"]:
-            argv.append(["--distributed-executor-backend", pool["executor"]])
+        executor = pool["executor"] or ("mp" if pool["spans"] else None)
+        if executor:
+            argv.append(["--distributed-executor-backend", executor])
+        if pool["spans"] and executor == "mp":
+            argv.append(["--nnodes", str(pool["nodes"])])
+            argv.append(["--node-rank", str(seat.node)])
+            argv.append(["--master-addr", parallel["address"]])
+            argv.append(["--master-port", str(seat.ports["master_port"])])
         done = DERIVED_ARGS | {"host", "api-server-count"}
         for key, value in args.items():
             if option_name(key) not in done:
-                argv.extend(_option(key, value))
+                argv.extend(engine_option(key, value))
         if self.transfer:
-            argv.append(["--kv-transfer-config", _json(self._kv_transfer(pool, kv_port))])
+            argv.append(["--kv-transfer-config", json_text(kv.transfer_config(scene, seat, transfer))])
+        if scene.publishes(pool):
+            argv.append(["--kv-events-config", json_text(kv.events_config(seat))])
         return argv
 
-    def _kv_transfer(self, pool: Mapping[str, Any], kv_port: int) -> Dict[str, Any]:
-        """The connector's configuration of one instance; sizes are those of the whole instance on each side."""
-        assert self.transfer is not None
-        given = {**self.transfer, **pool["kv_transfer"]}
-        config: Dict[str, Any] = {"kv_connector": given.pop("connector")}
-        extra = dict(given.pop("extra", {}))
-        roles = {"prefill": "kv_producer", "decode": "kv_consumer", "serve": "kv_both"}
-        config["kv_role"] = given.pop("kv_role", roles[pool["role"]])
-        config["kv_port"] = str(kv_port)
-        config.update(given)
-        for side in self.pools:
-            if side["role"] != "serve":
-                sizes = {"dp_size": side["data_parallel"], "tp_size": side["tensor_parallel"]}
-                if side["pipeline_parallel"] > 1:
-                    sizes["pp_size"] = side["pipeline_parallel"]
-                extra[side["role"]] = sizes
-        if extra:
-            config["kv_connector_extra_config"] = extra
-        return config
+    # -- Ray -----------------------------------------------------------------------------------------------------------
 
-    # -- router --------------------------------------------------------------------------------------------------------
+    def _ray_resource(self, seat: layout.Seat) -> str:
+        return "NPU" if self.scene.profile[seat.host]["vendor"] == "ascend" else "GPU"
 
-    def _router(self, instances: Sequence[Mapping[str, Any]]) -> Dict[str, Any]:
-        """The proxy: on the head host of the first instance of its pool, knowing only endpoints that serve an API."""
-        router = self.recipe["router"]
-        kind = engines.ROUTERS[router["kind"]]
-        home = next(one for one in instances if one["pool"] == router.get("on", instances[0]["pool"]))
-        host = home["hosts"][0]
-        address = self.hosts[host]["node_ip"]
-        port = router.get("port", layout.DEFAULT_ROUTER_PORT)
-        argv: List[List[str]] = [list(kind["program"])]
-        for role, side in (("prefill", "prefiller"), ("decode", "decoder")):
-            ends = [one["endpoint"] for one in instances if one["role"] == role]
-            argv.append([f"--{side}-hosts", *(end["address"] for end in ends)])
-            argv.append([f"--{side}-ports", *(str(end["port"]) for end in ends)])
-        argv.append(["--host", address])
-        argv.append(["--port", str(port)])
-        for key, value in (router.get("args") or {}).items():
-            argv.extend(_option(key, value))
-        process: Dict[str, Any] = {
-            "name": "router",
-            "kind": "router",
-            "role": "router",
-            "pool": None,
-            "instance": None,
-            "host": host,
-            "devices": [],
-            "parallel": None,
-            "ports": [{"name": "api", "first": port, "count": 1}],
-            "unset": list(engines.PROXY_VARIABLES),
-            "source": self._sources(),
-            "env": [],
-            "argv": argv,
-            "health": f"http://{address}:{port}{kind['health']}",
-            "starts_after": [one["processes"][0] for one in instances],
-        }
-        process["container"] = self._container(process)
-        return process
+    def _ray_argv(self, seat: layout.Seat) -> List[List[str]]:
+        """`ray start` in the foreground, with the node's part of the devices as its resource."""
+        port = seat.ports["ray_port"]
+        argv = [["ray", "start"]]
+        if seat.kind == "ray-head":
+            argv += [["--head"], ["--port", str(port)], ["--include-dashboard", "False"]]
+        else:
+            argv.append(["--address", f"{self.scene.address(seat.head)}:{port}"])
+        argv.append(["--node-ip-address", self.scene.address(seat.host)])
+        argv.append(["--node-manager-port", str(port + 1)])
+        argv.append(["--object-manager-port", str(port + 2)])
+        argv.append(["--min-worker-port", str(RAY_WORKER_PORTS[0])])
+        argv.append(["--max-worker-port", str(RAY_WORKER_PORTS[1])])
+        if self._ray_resource(seat) == "NPU":
+            argv.append(["--resources", json_text({"NPU": len(seat.devices)})])
+        else:
+            argv.append(["--num-gpus", str(len(seat.devices))])
+        return [*argv, ["--disable-usage-stats"], ["--block"]]
 
-    # -- containers ----------------------------------------------------------------------------------------------------
-
-    def _container(self, process: Mapping[str, Any]) -> Dict[str, Any]:
-        profile = self.profile[process["host"]]
-        given = self.recipe.get("container") or {}
-        devices: List[str] = []
-        if process["devices"]:
-            numbers = list(process["devices"])
-            if numbers[0] != 0:
-                # The runtime numbers what it sees from 0, while ASCEND_RT_VISIBLE_DEVICES holds the node's own numbers.
-                # A process that starts further up is therefore given the whole node and picks by that variable.
-                numbers = list(range(profile["devices"]))
-            devices = [profile["device_file"].format(index=number) for number in numbers]
-            devices += profile["management_devices"]
-        mounts = [_mount(text) for text in profile["mounts"]]
-        mounts.append({"source": self.cache, "target": CACHE, "read_only": False})
-        if self.transfer:
-            mounts += [_mount(text) for text in profile.get("kv_transfer_mounts", [])]
-        path = self.recipe["model"].get("path")
-        if path and not any(_inside(path, mount["target"]) for mount in mounts):
-            mounts.append({"source": path, "target": path, "read_only": False})
-        mounts += [_mount(text) for text in given.get("mounts", [])]
-        script = f"/etc/ascent/{process['name']}.sh"
+    def _ray_wait(self, seat: layout.Seat) -> Dict[str, Any]:
+        """What the server's script waits for: the cluster shows the devices of all nodes."""
+        total = seat.pool["devices"] * seat.pool["nodes"]
+        address = f"{self.scene.address(seat.head)}:{seat.ports['ray_port']}"
         return {
-            "name": f"ascent-{self.cluster}-{process['name']}",
-            "image": engines.image_for(self.recipe["engine"]["image"], profile["image_suffix"], self.mirror),
-            "network": given.get("network", "host"),
-            "shm_size": given.get("shm_size", "1g"),
-            "devices": devices,
-            "mounts": mounts,
-            "privileged": bool(given.get("privileged", False)),
-            "restart_policy": given.get("restart_policy", "unless-stopped"),
-            "script": script,
-            "command": ["/bin/bash", script],
+            "argv": ["ray", "status", f"--address={address}"],
+            "shows": f"/{float(total)} {self._ray_resource(seat)}",
+            "seconds": RAY_SECONDS,
+            "for": f"{total} devices of {seat.pool['nodes']} nodes in the Ray cluster at {address}",
         }
+
+    # -- processes beside the engines ----------------------------------------------------------------------------------
+
+    def _companions(self) -> Tuple[List[Dict[str, Any]], List[Dict[str, Any]]]:
+        """Those that start before the engines, and those after."""
+        before: List[Dict[str, Any]] = []
+        after: List[Dict[str, Any]] = []
+        if self.recipe.get("kv_store"):
+            before.append(self._finished(kv.store_process(self.scene), []))
+        for name, given in (self.recipe.get("services") or {}).items():
+            late = given.get("starts", "before") == "after"
+            (after if late else before).append(self._finished(companions.service_process(self.scene, name), []))
+        return before, after
+
+    def _finished(self, part: Dict[str, Any], starts_after: List[str]) -> Dict[str, Any]:
+        """A process beside the engines with all the keys that a process has."""
+        devices = part.get("devices", [])
+        process: Dict[str, Any] = {
+            "name": part["name"],
+            "kind": part["kind"],
+            "role": part["role"],
+            "pool": part.get("pool"),
+            "instance": None,
+            "host": part["host"],
+            "devices": devices,
+            "parallel": None,
+            "ports": part["ports"],
+            "unset": list(engines.PROXY_VARIABLES),
+            "source": part["source"],
+            "env": [variable(name, value) for name, value in part["env"].items() if value is not None],
+            "files": [{"path": path, "text": text} for path, text in part.get("files", {}).items()],
+            "wait": None,
+            "argv": part["argv"],
+            "health": part["health"],
+            "starts_after": starts_after,
+        }
+        process["container"] = self.scene.container(
+            process,
+            part.get("options", {}),
+            image=part["image"],
+            devices=devices,
+            mounts=part.get("mounts", ()),
+            restart=part["kind"] != "job",
+        )
+        return process
 
     # -- what the fabric check wants to know ---------------------------------------------------------------------------
 
@@ -514,11 +626,14 @@ class _Builder:
         by_name = {process["name"]: process for process in processes}
 
         def members(*chosen: Mapping[str, Any]) -> List[Dict[str, Any]]:
-            return [
-                {"host": by_name[name]["host"], "devices": by_name[name]["devices"]}
-                for instance in chosen
-                for name in instance["processes"]
-            ]
+            """Devices by host, in the order of the instances."""
+            found: List[Dict[str, Any]] = []
+            for instance in chosen:
+                here: Dict[str, List[int]] = {}
+                for name in instance["processes"]:
+                    here.setdefault(by_name[name]["host"], []).extend(by_name[name]["devices"])
+                found += [{"host": host, "devices": devices} for host, devices in here.items()]
+            return found
 
         pairs = [
             {"reason": "collective", "pattern": "same-position", "instances": [one["name"]], "groups": [members(one)]}
@@ -534,45 +649,9 @@ class _Builder:
         return pairs
 
 
-def _port(process: Mapping[str, Any], name: str) -> int:
-    return next(int(port["first"]) for port in process["ports"] if port["name"] == name)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-
-
-def _option(key: str, value: Any) -> List[List[str]]:
-    """One option as script lines: true is a bare flag, false its --no- form if it has one, lists and mappings JSON."""
-    flag = "--" + key.lstrip("-")
-    if value is True:
-        return [[flag]]
-    if value is False:
-        return [["--no-" + option_name(key)]] if option_name(key) in engines.NEGATABLE else []
-    if isinstance(value, (dict, list)):
-        return [[flag, _json(value)]]
-    return [[flag, str(value)]]
-
-
-def _variable(name: str, value: Any) -> Dict[str, Any]:
-    """``/path:$NAME`` puts a path before the old value; anything else is taken literally."""
-    text = str(value)
-    for old in ("$" + name, "${" + name + "}"):
-        if text.endswith(":" + old) and len(text) > len(old) + 1:
-            return {"name": name, "prepend": text[: -len(old) - 1]}
-    return {"name": name, "value": text}
-
-
-def _mount(text: str) -> Dict[str, Any]:
-    """``source[:target][:ro]``; the target is the same path unless given."""
-    parts = text.split(":")
-    read_only = len(parts) > 1 and parts[-1] in ("ro", "rw")
-    mode = parts.pop() if read_only else "rw"
-    return {"source": parts[0], "target": parts[1] if len(parts) > 1 else parts[0], "read_only": mode == "ro"}
-
-
-def _inside(path: str, parent: str) -> bool:
-    return path == parent or path.startswith(parent.rstrip("/") + "/")
+def _place(kind: str) -> int:
+    """Place in the order of starting; services that start late come just before the router."""
+    return _ORDER.index(kind) if kind in _ORDER else _ORDER.index("router")
 
 
 def _ranges(ports: Iterable[Tuple[int, int]]) -> List[str]:

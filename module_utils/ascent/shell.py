@@ -6,7 +6,7 @@ r"""Words and lines of shell scripts: quoting that a reader can follow and a she
 
 from __future__ import annotations
 
-__all__ = ["command_lines", "export_line", "word"]
+__all__ = ["command_lines", "export_line", "heredoc", "word"]
 
 import re
 from typing import Any, List, Mapping, Sequence
@@ -38,6 +38,18 @@ def export_line(item: Mapping[str, Any]) -> str:
     if "prepend" in item:
         return f'export {name}={word(item["prepend"])}"${{{name}:+:${{{name}}}}}"'
     return f"export {name}={word(item['value'])}"
+
+
+def heredoc(item: Mapping[str, Any]) -> str:
+    """Lines that write ``item["text"]`` to ``item["path"]``, every character as it stands.
+
+    The text ends with a newline, since a line of the script does.
+    """
+    lines = str(item["text"]).rstrip("\n").split("\n")
+    mark = "EOF"
+    while mark in lines:
+        mark += "_"
+    return "\n".join([f"cat > {word(item['path'])} <<'{mark}'", *lines, mark])
 
 
 def command_lines(argv: Sequence[Sequence[str]], prefix: str = "") -> List[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
+from ascent import plan_changes
 from ascent.findings import failed, finding, sort_findings
 from ascent_controller import facts, loader, planning, render, role_arguments
 
@@ -27,7 +29,7 @@ class ActionModule(ActionBase):
 
     TRANSFERS_FILES = False
     _requires_connection = False
-    _VALID_ARGS = frozenset(("cluster", "discover", "recipe", "render_to"))
+    _VALID_ARGS = frozenset(("cluster", "discover", "recipe", "render_to", "stand_ins"))
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Plan; fail with every mistake in one message."""
@@ -41,10 +43,13 @@ class ActionModule(ActionBase):
                 "cluster": {"type": "str"},
                 "recipe": {"type": "str"},
                 "render_to": {"type": "path"},
+                "stand_ins": {"type": "raw"},
                 "discover": {"type": "str", "choices": ["allowed", "refused"], "default": "refused"},
             }
         )
-        result.update({"changed": False, "findings": [], "needs_facts": False})
+        result.update({"changed": False, "findings": [], "needs_facts": False, "changes": [], "change_lines": []})
+        if arguments["stand_ins"] is not None:
+            return self._without_inventory(arguments, task_vars, result)
         findings: list[dict[str, Any]] = []
         cluster, names = self._cluster(arguments["cluster"], task_vars, findings)
         hostvars = task_vars["hostvars"]
@@ -69,6 +74,46 @@ class ActionModule(ActionBase):
         if plan is not None and arguments["render_to"]:
             self._write(Path(arguments["render_to"]), plan, result)
         return self._ended(result, findings + mistakes, plan, names)
+
+    def _without_inventory(
+        self, arguments: Mapping[str, Any], task_vars: Mapping[str, Any], result: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Plan for hosts that nobody has; the variables recipe, hardware, arch and nic count as from an inventory."""
+        recipe = arguments["recipe"] or task_vars.get("recipe")
+        given = {key: str(task_vars[key]) for key in ("arch", "nic") if task_vars.get(key)}
+        findings: list[dict[str, Any]] = []
+        hosts: list[dict[str, Any]] = []
+        try:
+            hosts = planning.stand_ins(arguments["stand_ins"], **given)
+        except ValueError as error:
+            findings.append(
+                finding(
+                    "stand-ins-unclear",
+                    "error",
+                    str(error),
+                    evidence=f"render_hosts = {arguments['stand_ins']}; allowed: 3, or {{atlas-800-a2: 1, ...}}",
+                    fix="pass -e render_hosts=NUMBER, or a mapping of hardware profiles to numbers as JSON",
+                )
+            )
+        if not recipe:
+            findings.append(
+                finding(
+                    "recipe-unset",
+                    "error",
+                    "no recipe was named",
+                    evidence="recipe = not set; allowed: a name of recipes/, or the path of a file",
+                    fix="pass -e recipe=NAME_OR_PATH",
+                )
+            )
+        if findings:
+            return self._ended(result, findings, None, [])
+        if task_vars.get("hardware"):
+            hosts = [{"hardware": str(task_vars["hardware"]), **host} for host in hosts]
+        settings = self._settings(arguments["cluster"] or "stand-in", task_vars)
+        plan, findings = planning.prepare(str(recipe), hosts, **{**settings, "sources": []})
+        if plan is not None and arguments["render_to"]:
+            self._write(Path(arguments["render_to"]), plan, result)
+        return self._ended(result, findings, plan, [host["name"] for host in hosts])
 
     # -- inputs --------------------------------------------------------------------------------------------------------
 
@@ -171,6 +216,9 @@ class ActionModule(ActionBase):
     def _write(self, folder: Path, plan: Mapping[str, Any], result: dict[str, Any]) -> None:
         """Bring ``folder`` to what the plan says; scripts of ours that the plan no longer has go away."""
         wanted = render.tree(plan)
+        before = _read_plan(folder / "plan.json")
+        result["changes"] = plan_changes.between(before, plan) if before else []
+        result["change_lines"] = plan_changes.lines(result["changes"])
         diffs = []
         changed = False
         for path, text in sorted(wanted.items()):
@@ -197,6 +245,15 @@ class ActionModule(ActionBase):
         result["rendered"] = sorted(wanted)
         if self._task.diff:
             result["diff"] = diffs
+
+
+def _read_plan(file: Path) -> dict[str, Any] | None:
+    """The plan that a folder was rendered from; None where there is none that can be read."""
+    try:
+        plan = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return plan if isinstance(plan, dict) else None
 
 
 def _query(plan: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -259,7 +316,9 @@ def _summary(plan: Mapping[str, Any]) -> list[str]:
         rows.append((process["host"], process["name"], shown, ranks, ports))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [f"{plan['recipe']} on {plan['cluster']}: {plan['endpoint']['url']}", *table]
+    where = plan["endpoint"]["url"] if plan["endpoint"] else "nothing serves, see the jobs"
+    jobs = [f"job {job['name']} on {job['host']}" for job in plan["jobs"]]
+    return [f"{plan['recipe']} on {plan['cluster']}: {where}", *table, *jobs]
 
 
 def _replace(file: Path, text: str, mode: int) -> None:

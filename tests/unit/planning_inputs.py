@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 from typing import Any
 
 import yaml
@@ -41,43 +42,114 @@ def hosts_needed(given: dict[str, Any]) -> int:
     return sum(pool["hosts_needed"] for pool in layout.pools_of(given))
 
 
-@st.composite
-def pool(draw: st.DrawFn, role: str, base: int) -> dict[str, Any]:
-    """A pool that fits 16 devices a node, with ports in a thousand of its own."""
+@functools.cache
+def _layouts() -> dict[str, dict[str, Any]]:
+    page = (ROOT / "docs" / "reference" / "recipe.md").read_text()
+    found = {}
+    for title, text in re.findall(r"\n([^\n]+):\n\n```yaml\n(.*?)```", page.partition("## Layouts")[2], re.DOTALL):
+        found[title] = {**_BASE, **yaml.safe_load(text)}
+    assert len(found) > 10
+    return found
+
+
+_BASE = {
+    "name": "example",
+    "model": {"id": "Qwen/Qwen3-235B-A22B", "served_name": "qwen"},
+    "engine": {"name": "vllm-ascend", "image": "example.org/ascend/vllm-ascend:v0.21.0rc1"},
+    "hardware": "atlas-800-a3",
+}
+
+
+def layouts() -> dict[str, dict[str, Any]]:
+    """The examples of the recipe page, by the sentence before them, made whole."""
+    return copy.deepcopy(_layouts())
+
+
+def _sizes(draw: st.DrawFn, devices: int) -> dict[str, Any]:
+    """Sizes of a pool whose part of a node takes at most so many devices."""
+    shape = draw(st.sampled_from(["ranks", "ranks", "external", "spanning", "ray"]))
     nodes = draw(st.integers(1, 4))
-    per_node = draw(st.integers(1, 3)) if nodes == 1 else 1
-    tensor = draw(st.sampled_from([1, 2, 4, 8]))
-    local = draw(st.integers(1, max(1, 16 // per_node // tensor)))
-    if tensor * local * per_node > 16:
-        per_node = 1
+    if shape in ("spanning", "ray"):
+        nodes = draw(st.sampled_from([2, 4]))
+        tensor = draw(st.sampled_from([size for size in (4, 8, 16) if size <= devices * nodes]))
+        pipeline = draw(st.sampled_from([1, 2])) if 2 * tensor <= devices * nodes else 1
+        executor = "ray" if shape == "ray" else draw(st.sampled_from(["mp", None]))
+        sizes = {"nodes": nodes, "tensor_parallel": tensor, "pipeline_parallel": pipeline}
+        return {**sizes, **({"executor": executor} if executor else {})}
+    tensor = draw(st.sampled_from([size for size in (1, 2, 4, 8) if size <= devices]))
+    context = draw(st.sampled_from([1, 2])) if 2 * tensor <= devices else 1
+    local = draw(st.integers(1, devices // tensor // context))
     return {
-        "role": role,
         "nodes": nodes,
-        "instances": draw(st.integers(1, 3)),
-        "instances_per_node": per_node,
         "tensor_parallel": tensor,
+        "prefill_context_parallel": context,
+        "decode_context_parallel": draw(st.sampled_from([1, tensor])),
         "data_parallel": local * nodes,
-        "port": base,
-        "rpc_port": base + 100,
-        "kv_port": base + 200,
+        "data_parallel_mode": "external" if shape == "external" else "internal",
     }
 
 
 @st.composite
+def pool(draw: st.DrawFn, role: str, base: int, devices: int = 16) -> dict[str, Any]:
+    """A pool that fits so many devices a node, with ports in a thousand of its own."""
+    per_node = draw(st.integers(1, 3))
+    sizes = _sizes(draw, devices // per_node)
+    return {
+        "role": role,
+        **sizes,
+        "instances": draw(st.integers(1, 3)),
+        "instances_per_node": per_node if sizes["nodes"] == 1 else 1,
+        "port": base,
+        "rpc_port": base + 100,
+        "master_port": base + 110,
+        "kv_port": base + 200,
+        "kv_events_port": base + 500,
+        "side_channel_port": base + 700,
+    }
+
+
+CONNECTORS = st.sampled_from(
+    [
+        {"connector": "MooncakeConnectorV1"},
+        {"connector": "NixlConnector"},
+        {
+            "connector": "MultiConnector",
+            "connectors": [{"connector": "MooncakeConnectorV1"}, {"connector": "AscendStoreConnector"}],
+        },
+    ]
+)
+
+
+@st.composite
 def recipes(draw: st.DrawFn) -> dict[str, Any]:
-    """Recipes with one serve pool, or with prefill and decode pools behind a router."""
+    """Recipes of every layout: serve pools with or without a router, or prefill and decode pools behind one."""
     given = recipe(PD)
     given["env"] = draw(
         st.dictionaries(st.from_regex(r"[A-Z][A-Z_]{2,8}", fullmatch=True), st.text(max_size=8), max_size=3)
     )
     if draw(st.booleans()):
         given["pools"] = {
-            "first": draw(pool("prefill", 5000)),
-            **({"more": draw(pool("prefill", 7000))} if draw(st.booleans()) else {}),
-            "last": draw(pool("decode", 9000)),
+            "first": draw(pool("prefill", 2000)),
+            **({"more": draw(pool("prefill", 4000))} if draw(st.booleans()) else {}),
+            "last": draw(pool("decode", 20000)),
         }
-        given["router"]["on"] = "last"
+        given["kv_transfer"] = draw(CONNECTORS)
+        given["router"] = {"kind": "pd", "port": 19000, "on": "last"}
+    elif draw(st.booleans()):
+        # Two pools on the same nodes: half the devices each.
+        given["pools"] = {"first": draw(pool("serve", 2000, 8)), "last": draw(pool("serve", 4000, 8))}
+        first, last = given["pools"].values()
+        groups = first["instances"] if first["nodes"] > 1 else -(-first["instances"] // first["instances_per_node"])
+        if last["nodes"] <= first["nodes"] * groups:
+            last.update(share_nodes_with="first", instances=1, ray_port=6579)
+            if "ray" in (first.get("executor"), last.get("executor")):
+                del last["share_nodes_with"]  # two Rays on a node would share their workers' ports
+        del given["kv_transfer"]
+        given["router"] = {"kind": "replicas", "port": 19000}
     else:
-        given["pools"] = {"all": draw(pool("serve", 5000))}
+        given["pools"] = {"all": draw(pool("serve", 2000))}
         del given["kv_transfer"], given["router"]
+    if draw(st.booleans()):
+        given["kv_events"] = draw(st.sampled_from([True, {"topic": "kv-events"}]))
+        given["kv_store"] = {"kind": "mooncake", "on": list(given["pools"])[-1]}
     return given

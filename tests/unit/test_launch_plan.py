@@ -149,3 +149,28 @@ def test_without_discovery_missing_values_are_mistakes(tmp_path):
     for name in hosts:
         assert f"{name} has no node_ip" in done.stdout
         assert f"{name} has no nic" in done.stdout
+
+
+def test_render_needs_no_inventory_and_says_what_changes_where(tmp_path):
+    out = tmp_path / "out"
+    recipe = tmp_path / "mine.yml"
+    text = f"name: mine\nextends: {ROOT}/recipes/{PD}.yml\n"
+    recipe.write_text(text.replace(f"{ROOT}/recipes/{PD}.yml", PD))
+    nobody = {"all": {"hosts": {}}}
+    arguments = ["-e", f"recipe={recipe}", "-e", f"render_to={out}"]
+    first = run(tmp_path, *arguments, "-e", "render_hosts=3", hosts=nobody)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert sorted(path.name for path in out.iterdir()) == ["node-01", "node-02", "node-03", "plan.json", "plan.svg"]
+    assert "192.0.2.1" in (out / "node-01" / "prefill-0-head.sh").read_text()
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    recipe.write_text(recipe.read_text() + "pools: {decode: {args: {max-num-seqs: 31}}}\n")
+    dry = run(tmp_path, *arguments, "-e", "render_hosts=3", "--check", hosts=nobody)
+    assert "node-02: decode-0-head changed: --max-num-seqs 32 -> 31" in dry.stdout
+    assert "node-03: decode-0-headless-1 changed: --max-num-seqs 32 -> 31" in dry.stdout
+    assert "node-01: " not in dry.stdout
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    mixed = run(tmp_path, *arguments, "-e", '{"render_hosts": {"atlas-800-a2": 2, "atlas-800-a3": 1}}', hosts=nobody)
+    assert mixed.returncode != 0
+    assert "pool prefill needs 16 devices a node" in mixed.stdout
+    wrong = run(tmp_path, *arguments, "-e", "render_hosts=few", hosts=nobody)
+    assert "'few' is no number of hosts" in wrong.stdout

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import jsonschema
 import pytest
+import yaml
 
 from ascent_controller import loader, planning
 from tests.unit import planning_inputs as inputs
@@ -209,39 +212,91 @@ def test_facts_fill_only_what_is_missing(host, expected):
     assert planning.complete_host(host, None) == host
 
 
-def test_the_recipe_page_names_every_key_of_the_schema():
-    page = (loader.ROOT / "docs" / "reference" / "recipe.md").read_text().replace("```", "")
-    words = set(re.findall(r"[a-z_]+", " ".join(re.findall(r"`([^`]+)`", page))))
-    schema = json.loads((loader.ROOT / "recipes" / "schema.json").read_text())
-    keys = set(schema["properties"]) | set(schema["$defs"]["pool"]["properties"])
-    for part in ("model", "engine", "router", "container", "kv_transfer", "checks"):
-        keys |= set(schema["properties"][part]["properties"])
-    assert keys - words == set()
+def extending(root, text, name="variant"):
+    (root / "recipes" / f"{name}.yml").write_text(text)
+    return loader.load(name, root)
 
 
-def test_a_variant_is_its_differences(root):
-    (root / "recipes" / "variant.yml").write_text(
-        f"name: variant\nextends: {inputs.PD}\nargs: {{seed: 7, trust-remote-code: null}}\n"
-        "pools: {decode: {args: {max-num-seqs: 16}}}\n"
+def test_a_recipe_extends_another_key_by_key(root):
+    (root / "recipes" / "presets").mkdir(exist_ok=True)
+    (root / "recipes" / "presets" / "tight.yml").write_text(
+        "name: tight\nargs: {max-num-seqs: 4, compilation-config: {cudagraph_mode: PIECEWISE}}\n"
     )
-    base, variant = loader.load(inputs.PD, root), loader.load("variant", root)
-    assert variant.findings == []
-    assert variant.recipe["name"] == "variant"
-    assert (variant.recipe["args"]["seed"], variant.recipe["pools"]["decode"]["args"]["max-num-seqs"]) == (7, 16)
-    assert "trust-remote-code" not in variant.recipe["args"]
-    assert list(variant.recipe["args"]) == [key for key in base.recipe["args"] if key != "trust-remote-code"]
-    assert variant.recipe["pools"]["prefill"] == base.recipe["pools"]["prefill"]
-    assert variant.positions["recipe:args.seed"] == "recipes/variant.yml:3"
-    assert variant.positions["recipe:pools.prefill.nodes"].startswith(f"recipes/{inputs.PD}.yml:")
+    text = f"""
+name: variant
+extends: [{inputs.PD}, tight]
+args: {{seed: null, max-num-seqs: 5, additional-config: {{enable_fused_mc2: null, more: [1]}}}}
+pools:
+  prefill: null
+  decode: {{nodes: 1, data_parallel: 8, args: {{max-num-seqs: null}}}}
+router: null
+"""
+    loaded = extending(root, text)
+    base = loader.load(inputs.PD, root).recipe
+    assert loaded.findings == []
+    assert loaded.recipe["name"] == "variant"
+    assert "summary" not in loaded.recipe
+    assert list(loaded.recipe["args"])[: len(base["args"])] == list(base["args"])
+    assert loaded.recipe["args"]["seed"] is None
+    assert loaded.recipe["args"]["max-num-seqs"] == 5
+    assert loaded.recipe["args"]["compilation-config"] == {"cudagraph_mode": "PIECEWISE"}
+    kept = {"recompute_scheduler_enable": True, "enable_cpu_binding": True, "more": [1]}
+    assert loaded.recipe["args"]["additional-config"] == kept
+    assert "router" not in loaded.recipe
+    assert list(loaded.recipe["pools"]) == ["decode"]
+    assert loaded.recipe["pools"]["decode"] == {
+        **base["pools"]["decode"],
+        "nodes": 1,
+        "data_parallel": 8,
+        "args": {**base["pools"]["decode"]["args"], "max-num-seqs": None},
+    }
+    assert loaded.positions["recipe:pools.decode.nodes"] == "recipes/variant.yml:7"
+    assert loaded.positions["recipe:pools.decode.port"].startswith(f"recipes/{inputs.PD}.yml:")
 
 
 @pytest.mark.parametrize(
-    ("base", "words"),
-    [("qwen3-235b-a22b-dp3", "qwen3-235b-a22b-dp2"), ("variant", "variant -> variant"), ("[1]", "extend")],
+    ("text", "expected"),
+    [
+        ("name: variant\nextends: variant\n", "recipe-extends-circle"),
+        ("name: variant\nextends: qwen3-235b-a22b-dp3\n", "recipe-extends-unknown"),
+    ],
 )
-def test_a_base_that_can_not_be_is_told(root, base, words):
-    (root / "recipes" / "variant.yml").write_text(f"name: variant\nextends: {base}\n")
-    found = [item for item in loader.load("variant", root).findings if item["id"] == "recipe-extends"]
-    assert len(found) == 1
-    assert words in found[0]["summary"] + found[0]["evidence"]
-    assert "recipes/variant.yml:2" in found[0]["evidence"]
+def test_what_can_not_be_extended_is_said_with_its_line(root, text, expected):
+    found = extending(root, text).findings
+    assert found[0]["id"] == expected
+    assert found[0]["evidence"].startswith("recipes/variant.yml:2: extends")
+
+
+def test_a_circle_over_two_files_is_found(root):
+    (root / "recipes" / "other.yml").write_text("name: other\nextends: variant\n")
+    found = extending(root, "name: variant\nextends: other\n").findings
+    assert [item["id"] for item in found if "circle" in item["id"]] == ["recipe-extends-circle"]
+    assert "variant -> other -> variant" in found[0]["summary"]
+
+
+def test_what_a_recipe_lacks_in_the_end_is_said(root):
+    found = extending(root, "name: variant\nmodel: {source: local}\nkv_transfer: {extra: {}}\n").findings
+    missing = {item["summary"] for item in found}
+    assert missing == {
+        f"{key} is missing" for key in ("engine", "hardware", "pools", "model.id", "kv_transfer.connector")
+    }
+
+
+def test_the_recipe_page_is_current():
+    done = subprocess.run(
+        [sys.executable, str(loader.ROOT / "tools" / "recipe_reference.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_examples_of_the_recipe_page_fit_the_schema():
+    page = (loader.ROOT / "docs" / "reference" / "recipe.md").read_text()
+    schema = json.loads((loader.ROOT / "recipes" / "schema.json").read_text())
+    examples = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
+    examples = [one for one in examples if one]
+    assert len(examples) > 10
+    for one in examples:
+        jsonschema.validate({"name": "example", **one}, schema)

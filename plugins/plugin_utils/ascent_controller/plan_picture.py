@@ -15,6 +15,9 @@ _COLOURS = {
     "decode": ("#1d4ed8", "#dbeafe"),
     "router": ("#6d28d9", "#ede9fe"),
 }
+#: Processes beside the engines and jobs.
+_BESIDE = ("#475569", "#e2e8f0")
+_ROUTERS = ("router", "frontend")
 _IDLE = ("#94a3b8", "#f1f5f9")
 
 _WIDTH = 300  # of a node's box
@@ -34,15 +37,15 @@ class _Picture:
     def __init__(self, plan: Mapping[str, Any]) -> None:
         self.plan = plan
         self.parts: list[str] = []
-        self.router = next((one for one in plan["processes"] if one["kind"] == "router"), None)
+        self.router = next((one for one in plan["processes"] if one["kind"] in _ROUTERS), None)
         # Hosts stand in the order of their instances, so that the nodes of an instance are neighbours.
         order = [host for instance in plan["instances"] for host in instance["hosts"]]
         self.hosts = list(dict.fromkeys([*order, *plan["hosts"]]))
         self.columns = min(len(self.hosts), 4)
         # Arrows are drawn while they cross nothing: one row of hosts, one engine process on each. Beyond that the same
         # is said in words inside the boxes.
-        engines = [one["host"] for one in plan["processes"] if one["devices"]]
-        self.arrows = len(self.hosts) <= self.columns and len(engines) == len(set(engines))
+        boxes = [host for host in self.hosts for _ in self._on(host)]
+        self.arrows = len(self.hosts) <= self.columns and len(boxes) == len(set(boxes))
         self.boxes: dict[str, tuple[int, int, int, int]] = {}  # process -> x, y, width, height
         self.tops: dict[str, int] = {}  # host -> y
 
@@ -75,6 +78,11 @@ class _Picture:
             f"<rect width='{width}' height='{height}' fill='#ffffff'/>\n" + "\n".join(self.parts) + "\n</svg>\n"
         )
 
+    def _on(self, host: str) -> list[Mapping[str, Any]]:
+        """What is drawn inside a host's box: all its processes but the router, then its jobs."""
+        processes = [one for one in self.plan["processes"] if one["kind"] not in _ROUTERS]
+        return [one for one in [*processes, *self.plan["jobs"]] if one["host"] == host]
+
     # -- pieces --------------------------------------------------------------------------------------------------------
 
     def _title(self, width: int) -> None:
@@ -83,15 +91,16 @@ class _Picture:
         engine = plan["engine"]
         subtitle = f"{plan['model']['id']}  ·  {engine['name']} {engine['version'] or ''}  ·  cluster {plan['cluster']}"
         self._text(_MARGIN, 56, subtitle, size=13, colour="#475569")
-        self._text(width - _MARGIN, 34, plan["endpoint"]["url"], size=14, weight=600, anchor="end", colour="#334155")
-        self._text(width - _MARGIN, 56, "clients connect here", size=12, anchor="end", colour="#64748b")
+        self._text(width - _MARGIN, 34, _endpoint(plan), size=14, weight=600, anchor="end", colour="#334155")
+        if plan["endpoint"]:
+            self._text(width - _MARGIN, 56, "clients connect here", size=12, anchor="end", colour="#64748b")
 
     def _router(self, width: int) -> None:
         assert self.router is not None
         stroke, fill = _COLOURS["router"]
         x, y, box = width // 2 - 170, 82, 340
         self._rect(x, y, box, 48, fill, stroke, radius=8)
-        label = f"router on {self.router['host']}"
+        label = f"{self.router['kind']} on {self.router['host']}"
         self._text(x + box // 2, y + 20, label, size=14, weight=600, anchor="middle", colour=stroke)
         self._text(
             x + box // 2, y + 38, f"{_program(self.router)}  :{_port(self.router, 'api')}", size=11, anchor="middle"
@@ -111,32 +120,28 @@ class _Picture:
         where = " · ".join(str(part) for part in (facts["hardware"], facts["arch"], facts["nic"]) if part)
         self._text(x + 14, y + 44, where, size=11, colour="#64748b")
         inner = y + 56
-        mine = [one for one in self.plan["processes"] if one["host"] == host and one["devices"]]
+        mine = self._on(host)
         for process in mine:
             inner = self._process(process, x + 10, inner)
         if not mine:
             self._text(x + 14, inner + 18, "no engine here", size=12, colour=_IDLE[0])
 
     def _process(self, process: Mapping[str, Any], x: int, y: int) -> int:
-        """Draw one engine process and return where the next one may begin."""
-        stroke, fill = _COLOURS[process["role"]]
+        """Draw one process and return where the next one may begin."""
+        stroke, fill = _COLOURS.get(process["role"], _BESIDE)
         width, height = _WIDTH - 20, self._process_height(process)
         self.boxes[process["name"]] = (x, y, width, height)
-        dashed = process["kind"] == "headless"
+        dashed = process["health"] is None
         self._rect(x, y, width, height, fill, stroke, radius=8, dashed=dashed)
         self._text(x + 10, y + 20, process["name"], size=13, weight=600, colour=stroke)
-        parallel = process["parallel"]
-        sizes = f"TP {parallel['tensor']} {_TIMES} DP {parallel['data']}"
-        if parallel["pipeline"] > 1:
-            sizes += f" {_TIMES} PP {parallel['pipeline']}"
-        self._text(x + width - 10, y + 20, sizes, size=11, anchor="end", colour=stroke)
-        ranks = _span(parallel["start_rank"], parallel["data_local"])
-        lines = [f"DP ranks {ranks}" if parallel["data"] > 1 else "one rank", *self._lines(process)]
+        self._text(x + width - 10, y + 20, _sizes(process), size=11, anchor="end", colour=stroke)
+        lines = self._lines(process)
         for index, line in enumerate(lines):
             self._text(x + 10, y + 39 + index * _LINE, line, size=11)
         below = y + 39 + len(lines) * _LINE - 6
         columns = (width - 20) // (_CELL + 3)
-        per_rank = parallel["tensor"] * parallel["pipeline"]
+        parallel = process["parallel"]
+        per_rank = len(process["devices"]) // parallel["data_local"] if parallel else len(process["devices"])
         for index, device in enumerate(process["devices"]):
             left, top = x + 10 + index % columns * (_CELL + 3), below + index // columns * (_CELL - 4)
             # Devices of one rank share a shade, so that ranks can be counted.
@@ -148,19 +153,20 @@ class _Picture:
     def _process_height(self, process: Mapping[str, Any]) -> int:
         columns = (_WIDTH - 40) // (_CELL + 3)
         rows = -(-len(process["devices"]) // columns)
-        return 39 + (1 + len(self._lines(process))) * _LINE + rows * (_CELL - 4)
+        return 39 + len(self._lines(process)) * _LINE + rows * (_CELL - 4)
 
     def _lines(self, process: Mapping[str, Any]) -> list[str]:
-        """Ports, and with whom KV cache is exchanged where no arrow says it."""
+        """Ranks, ports, and with whom KV cache is exchanged where no arrow says it."""
+        lines = [_ranks(process), *_port_lines(process)] if process["parallel"] else _port_lines(process)
         other = {"prefill": "decode", "decode": "prefill"}.get(process["role"])
         if self.arrows or other is None:
-            return _port_lines(process)
+            return lines
         names = [one["name"] for one in self.plan["instances"] if one["role"] == other]
         shown = ", ".join(names) if len(names) <= 3 else f"{names[0]} to {names[-1]}"
-        return [*_port_lines(process), f"KV cache {'to' if other == 'decode' else 'from'} {shown}"]
+        return [*lines, f"KV cache {'to' if other == 'decode' else 'from'} {shown}"]
 
     def _host_height(self, host: str) -> int:
-        mine = [one for one in self.plan["processes"] if one["host"] == host and one["devices"]]
+        mine = self._on(host)
         return 60 + sum(self._process_height(one) + 8 for one in mine) + (0 if mine else 26)
 
     def _transfers(self) -> None:
@@ -203,7 +209,7 @@ class _Picture:
             self._text(label_x, label_y, "KV cache", size=11, anchor="middle", colour="#be185d")
 
     def _legend(self, height: int) -> None:
-        text = "Solid box: serves an API. Dashed box: headless. Small squares: devices, shaded by rank."
+        text = "Solid box: answers on a port of its own. Dashed box: does not. Small squares: devices, shaded by rank."
         self._text(_MARGIN, height - 14, text, size=11, colour="#64748b")
 
     # -- primitives ----------------------------------------------------------------------------------------------------
@@ -241,12 +247,39 @@ def _span(first: int, count: int) -> str:
     return str(first) if count == 1 else f"{first}-{first + count - 1}"
 
 
+def _endpoint(plan: Mapping[str, Any]) -> str:
+    return str(plan["endpoint"]["url"]) if plan["endpoint"] else "nothing serves here"
+
+
+def _sizes(process: Mapping[str, Any]) -> str:
+    """The sizes of the instance; for a process beside the engines what kind it is."""
+    parallel = process["parallel"]
+    if not parallel:
+        return str(process["kind"])
+    sizes = {"TP": "tensor", "PP": "pipeline", "PCP": "prefill_context", "DCP": "decode_context", "DP": "data"}
+    parts = [f"{short} {parallel[key]}" for short, key in sizes.items() if parallel[key] > 1 or short in ("TP", "DP")]
+    return f" {_TIMES} ".join(parts)
+
+
+def _ranks(process: Mapping[str, Any]) -> str:
+    parallel = process["parallel"]
+    if parallel["nodes"] > parallel["data"]:
+        return f"node {parallel['node_rank']} of {parallel['nodes']} of the one rank"
+    if parallel["data"] > 1:
+        return f"DP ranks {_span(parallel['start_rank'], parallel['data_local'])}"
+    return "one rank"
+
+
+#: Short words for kinds of ports; the others are shown as they are called.
+_PORTS = {"api": "API", "dp-rpc": "DP RPC", "kv": "KV", "kv-events": "KV events", "side-channel": "NIXL", "ray": "Ray"}
+
+
 def _port_lines(process: Mapping[str, Any]) -> list[str]:
-    """Ports in one or two lines: the engine's own, then the KV span."""
-    words = {"api": "API", "dp-rpc": "DP RPC"}
-    own = [f"{words[p['name']]} :{p['first']}" for p in process["ports"] if p["name"] in words]
-    kv = [f"KV :{_span(p['first'], p['count'])}" for p in process["ports"] if p["name"] == "kv"]
-    return (["   ".join(own)] if own else ["no API: headless"]) + kv
+    """Ports, two to a line."""
+    if not process["ports"]:
+        return ["listens on nothing" if process["parallel"] is None else "no API"]
+    shown = [f"{_PORTS.get(p['name'], p['name'])} :{_span(p['first'], p['count'])}" for p in process["ports"]]
+    return ["   ".join(shown[start : start + 2]) for start in range(0, len(shown), 2)]
 
 
 def _program(process: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["complete_host", "prepare"]
+__all__ = ["STAND_IN_ARCH", "complete_host", "prepare", "stand_ins"]
 
 import contextlib
 import ipaddress
@@ -93,6 +93,50 @@ def complete_host(host: Mapping[str, Any], facts: Mapping[str, Any] | None) -> d
         if machine:
             result["arch"] = machine
     return result
+
+
+#: CPU architecture of stand-in hosts, unless told otherwise.
+STAND_IN_ARCH = "aarch64"
+
+
+def stand_ins(wanted: Any, *, arch: str = STAND_IN_ARCH, nic: str = "eth0") -> list[dict[str, Any]]:
+    """Hosts that nobody has, to render a recipe without an inventory.
+
+    ``wanted`` is a number, or a mapping of hardware profiles to numbers. Addresses are those set aside for
+    documentation, then for test networks. Raises ValueError for anything else and for more than 100,000 hosts.
+
+    >>> [host["node_ip"] for host in stand_ins({"atlas-800-a2": 1, "atlas-800-a3": 1})]
+    ['192.0.2.1', '192.0.2.2']
+    """
+    counts: list[tuple[Any, Any]] = list(wanted.items()) if isinstance(wanted, Mapping) else [(None, wanted)]
+    kinds: list[str | None] = []
+    for kind, count in counts:
+        text = str(count)
+        if isinstance(count, bool) or not text.isdecimal() or not 1 <= int(text) <= 100_000:
+            raise ValueError(f"{count!r} is no number of hosts; wanted: a number from 1, or hardware: number")
+        kinds += [kind] * int(text)
+    if len(kinds) > 100_000:
+        raise ValueError(f"{len(kinds)} hosts are more than the 100000 there are addresses for")
+    width = max(2, len(str(len(kinds))))
+    return [
+        {
+            "name": f"node-{number:0{width}}",
+            "node_ip": _address(number),
+            "nic": nic,
+            "arch": arch,
+            **({"hardware": kind} if kind else {}),
+        }
+        for number, kind in enumerate(kinds, 1)
+    ]
+
+
+def _address(number: int) -> str:
+    """The n-th address, from 1, of 192.0.2.0/24, 198.51.100.0/24 and 203.0.113.0/24 (RFC 5737), then 198.18.0.0/15."""
+    for network in ("192.0.2.0", "198.51.100.0", "203.0.113.0"):
+        if number <= 254:
+            return str(ipaddress.IPv4Address(network) + number)
+        number -= 254
+    return str(ipaddress.IPv4Address("198.18.0.0") + number)
 
 
 def _reachable(address: str) -> bool:

@@ -25,11 +25,12 @@ _TEMPLATES = Path(__file__).resolve().parents[3] / "roles" / "generation" / "tem
 def files(plan: Mapping[str, Any], host: str | None = None) -> dict[str, dict[str, str]]:
     """The scripts of a plan by host and file name; of one ``host`` only if it is named.
 
-    Every process gives ``<process>.sh``, which runs inside the image, and ``<process>.docker.sh``, which runs that one
-    in a container by hand. Hosts without a process are there with an empty mapping. The same plan gives the same bytes.
+    Every process and every job gives ``<process>.sh``, which runs inside the image, and ``<process>.docker.sh``, which
+    runs that one in a container by hand. Hosts without a process are there with an empty mapping. The same plan gives
+    the same bytes.
     """
     result: dict[str, dict[str, str]] = {name: {} for name in plan["hosts"] if host in (None, name)}
-    for process in plan["processes"]:
+    for process in [*plan["processes"], *plan.get("jobs", [])]:
         if process["host"] not in result:
             continue
         here = result[process["host"]]
@@ -70,18 +71,36 @@ def _template(name: str) -> jinja2.Template:
     )
     environment.filters["word"] = shell.word
     environment.filters["export_line"] = shell.export_line
+    environment.filters["heredoc"] = shell.heredoc
     return environment.get_template(name)
+
+
+#: What a process beside the engines is, by its kind.
+_KINDS = {
+    "router": "the router that clients talk to",
+    "frontend": "the frontend that clients talk to",
+    "kv-store": "master of the KV store",
+    "indexer": "index of what is cached where",
+    "tokenizer": "tokenizer for the router",
+    "discovery": "where processes find each other",
+    "metadata": "metadata of the KV store",
+    "service": "a service beside the engines",
+    "job": "a job that runs once",
+}
 
 
 def _role(process: Mapping[str, Any]) -> str:
     """One line that tells a reader of the script what this process is."""
     parallel = process["parallel"]
     if parallel is None:
-        return "the router that clients talk to"
+        return _KINDS[process["kind"]]
+    who = f"{process['kind']} of {process['role']} instance {process['instance']}"
+    if process["kind"] in ("worker", "ray-head", "ray-worker") and parallel["nodes"] > 1:
+        return f"{who}, node {parallel['node_rank']} of {parallel['nodes']}"
     first = parallel["start_rank"]
     last = first + parallel["data_local"] - 1
     ranks = f"data parallel rank {first}" if first == last else f"data parallel ranks {first} to {last}"
-    return f"{process['kind']} of {process['role']} instance {process['instance']}, {ranks} of {parallel['data']}"
+    return f"{who}, {ranks} of {parallel['data']}"
 
 
 def _docker_run(process: Mapping[str, Any]) -> str:
@@ -90,10 +109,18 @@ def _docker_run(process: Mapping[str, Any]) -> str:
         ["docker", "run", "--rm"],
         ["--name", container["name"]],
         [f"--net={container['network']}"],
-        [f"--shm-size={container['shm_size']}"],
     ]
+    options += [["-p", f"{port}:{port}"] for port in container["publish"]]
+    if container["ipc"]:
+        options.append([f"--ipc={container['ipc']}"])
+    if container["shm_size"]:
+        options.append([f"--shm-size={container['shm_size']}"])
     if container["privileged"]:
         options.append(["--privileged=true"])
+    options += [["--cap-add", name] for name in container["capabilities"]]
+    options += [["--ulimit", f"{name}={limit}"] for name, limit in container["ulimits"].items()]
+    if container["gpus"]:
+        options.append(["--gpus", container["gpus"]])
     options += [["--device", device] for device in container["devices"]]
     for mount in container["mounts"]:
         mode = ":ro" if mount["read_only"] else ""

@@ -1,0 +1,268 @@
+"""What all parts of the planner look at: the inputs, the seats, the plan values that texts may refer to, containers."""
+
+from __future__ import annotations
+
+__all__ = ["CACHE", "STATE", "Scene", "model_directory"]
+
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set
+
+from . import engines, layout, references
+from .spelling import merged, mount
+
+#: Where the clients of model hubs keep what they fetch on the hosts, unless told otherwise.
+CACHE = "/root/.cache"
+
+#: State of a cluster on its hosts, below this directory.
+STATE = "/var/lib/ascent"
+
+
+def model_directory(model: Mapping[str, Any], cache: str = CACHE) -> Optional[str]:
+    """Where the weights lie on every host.
+
+    ``path`` if the recipe gives one, else the place where the source's own client keeps them below ``cache``.
+    """
+    if model.get("path"):
+        return str(model["path"])
+    if model.get("source", "modelscope") == "modelscope":
+        # ModelScope's client writes a dot in a model's name as three underscores.
+        return cache.rstrip("/") + "/modelscope/hub/models/" + str(model["id"]).replace(".", "___")
+    if model.get("source") == "huggingface":
+        return cache.rstrip("/") + "/huggingface/hub/models--" + str(model["id"]).replace("/", "--")
+    return None
+
+
+class Scene:
+    """The inputs of one plan, with every process seated and every address known."""
+
+    def __init__(
+        self,
+        recipe: Mapping[str, Any],
+        hardware: Mapping[str, Mapping[str, Any]],
+        hosts: Sequence[Mapping[str, Any]],
+        pools: Sequence[Mapping[str, Any]],
+        placement: layout.Placement,
+        cluster: str,
+        mirror: str,
+        cache: str,
+    ) -> None:
+        self.recipe = recipe
+        self.hosts = {host["name"]: host for host in hosts}
+        self.pools = pools
+        self.placement = placement
+        self.cluster = cluster
+        self.mirror = mirror
+        self.cache = cache
+        self.engine = str(recipe["engine"]["name"])
+        self.model = recipe["model"]
+        self.served_name = str(self.model.get("served_name", self.model["id"]))
+        self.container_options: Mapping[str, Any] = recipe.get("container") or {}
+        self.number = {name: index for index, name in enumerate(self.hosts)}
+        #: The pools of every host; the first one is the pool that took the host.
+        self.pools_of: Dict[str, List[Mapping[str, Any]]] = {name: [] for name in self.hosts}
+        for pool in sorted(pools, key=lambda pool: pool["share_nodes_with"] is not None):
+            for name in placement.hosts[pool["name"]]:
+                self.pools_of[name].append(pool)
+        self.profile = {name: hardware[self._hardware(host)] for name, host in self.hosts.items()}
+        #: Last part of the name of an instance's first process: Dynamo's engines have no API of their own.
+        self.entry = "worker" if self.engine == "dynamo" else "head"
+        self.seats = layout.seats(pools, placement, self.entry)
+        self.values = self._values()
+
+    def _hardware(self, host: Mapping[str, Any]) -> str:
+        mine = self.pools_of[host["name"]]
+        return str(host.get("hardware") or (mine[0] if mine else self.recipe)["hardware"])
+
+    # -- places --------------------------------------------------------------------------------------------------------
+
+    def first_host(self, pool: Optional[str]) -> str:
+        """The first host of a pool, or of the first pool."""
+        return self.placement.hosts[pool or self.pools[0]["name"]][0]
+
+    def address(self, host: str) -> str:
+        return str(self.hosts[host]["node_ip"])
+
+    def serves_api(self, seat: layout.Seat) -> bool:
+        """Whether clients or a router can send requests to this process."""
+        return seat.kind in ("head", "rank") and self.engine != "dynamo"
+
+    def url(self, seat: layout.Seat) -> str:
+        return f"http://{self.address(seat.host)}:{seat.ports['port']}"
+
+    def traits(self, pool: Mapping[str, Any]) -> Set[str]:
+        """What the plan fills in for the connectors of a pool."""
+        transfer = {**(self.recipe.get("kv_transfer") or {}), **pool["kv_transfer"]}
+        return engines.connector_traits(transfer)
+
+    def publishes(self, pool: Mapping[str, Any]) -> bool:
+        """Whether the engines of a pool publish KV events."""
+        return pool["kv_events"] is not None and pool["kv_events"] is not False
+
+    def same_image(self, given: Mapping[str, Any]) -> bool:
+        """Whether a process beside the engines runs in the engines' image."""
+        return not given.get("image")
+
+    # -- values that texts may refer to --------------------------------------------------------------------------------
+
+    def _values(self) -> Dict[str, Any]:
+        model = self.model
+        urls: Dict[str, List[str]] = {"serve": [], "prefill": [], "decode": []}
+        sources: Dict[str, List[str]] = {}
+        entry: Dict[str, str] = {}
+        first_url = None
+        for seat in self.seats:
+            if self.serves_api(seat):
+                urls[seat.pool["role"]].append(self.url(seat))
+                entry.setdefault(seat.instance, self.url(seat))
+                first_url = first_url or self.url(seat)
+            if self.publishes(seat.pool) and seat.kind in ("head", "rank", "headless"):
+                key = self.url(seat) if seat.kind == "rank" else entry.get(seat.instance, "")
+                ranks = range(seat.start_rank, seat.start_rank + seat.local)
+                port = seat.ports["kv_events_port"]
+                sources.setdefault(key, []).extend(f"tcp://{self.address(seat.host)}:{port + rank}" for rank in ranks)
+        values: Dict[str, Any] = {
+            "cluster": self.cluster,
+            "model": str(model.get("path") or model["id"]),
+            "model_directory": model_directory(model, self.cache),
+            "served_name": self.served_name,
+            "api_urls": [url for side in urls.values() for url in side],
+            "prefill_urls": urls["prefill"],
+            "decode_urls": urls["decode"],
+            "kv_event_sources": [f"{url}={','.join(ends)}" for url, ends in sources.items() if url],
+        }
+        router = self.recipe.get("router") or {}
+        if router.get("kind", "none") != "none":
+            address = self.address(self.first_host(router.get("on")))
+            first_url = f"http://{address}:{router.get('port', layout.DEFAULT_ROUTER_PORT)}"
+        if first_url is not None:
+            values["endpoint_url"] = first_url
+            values["endpoint_ip"], _, values["endpoint_port"] = first_url[len("http://") :].rpartition(":")
+        store = self.recipe.get("kv_store")
+        if store:
+            address = self.address(self.first_host(store.get("on")))
+            values["kv_store_ip"] = address
+            values["kv_store_address"] = f"{address}:{store.get('port', layout.DEFAULT_STORE_PORTS[0])}"
+        for name, service in (self.recipe.get("services") or {}).items():
+            if service.get("ports"):
+                address = self.address(self.first_host(service.get("on")))
+                values[f"service.{name}"] = f"{address}:{next(iter(service['ports'].values()))}"
+        return values
+
+    def on_host(self, name: str) -> Dict[str, Any]:
+        """The values for a process beside the engines."""
+        host = self.hosts[name]
+        own = {"node_ip": host["node_ip"], "nic": host.get("nic"), "arch": host.get("arch"), "host": name}
+        return {**self.values, **own, "host_index": self.number[name]}
+
+    def of_seat(self, seat: layout.Seat) -> Dict[str, Any]:
+        """The values for one engine process."""
+        host = self.hosts[seat.host]
+        return {
+            **self.values,
+            "node_ip": host["node_ip"],
+            "nic": host.get("nic"),
+            "arch": host.get("arch"),
+            "host": seat.host,
+            "host_index": self.number[seat.host],
+            "head_ip": self.address(seat.head),
+            "pool": seat.pool["name"],
+            "instance": seat.instance,
+            "instance_index": seat.number,
+            "node_index": seat.node,
+            "local_index": seat.local_index,
+            "rank": seat.start_rank,
+            "port": seat.ports["port"],
+            "rpc_port": seat.ports["rpc_port"],
+            "kv_port": seat.ports["kv_port"],
+            "kv_events_port": seat.ports["kv_events_port"],
+            "side_channel_port": seat.ports["side_channel_port"],
+        }
+
+    # -- containers ----------------------------------------------------------------------------------------------------
+
+    def sources(self) -> List[str]:
+        """Scripts to source first inside the engines' image."""
+        given = self.recipe["engine"].get("source")
+        return list(given) if given is not None else engines.source_scripts(self.engine)
+
+    def image(self, host: str, given: Optional[str] = None) -> str:
+        """The full reference of an image here: the engine's own gets the hardware's suffix, every one the mirror."""
+        if given:
+            return engines.image_for(given, "", self.mirror)
+        return engines.image_for(self.recipe["engine"]["image"], self.profile[host]["image_suffix"], self.mirror)
+
+    def container(
+        self,
+        process: Mapping[str, Any],
+        options: Mapping[str, Any],
+        *,
+        image: Optional[str] = None,
+        devices: Sequence[int] = (),
+        mounts: Sequence[Mapping[str, Any]] = (),
+        ipc: Optional[str] = None,
+        restart: bool = True,
+    ) -> Dict[str, Any]:
+        """The container of one process. ``options`` go over those of the recipe; ``devices`` are what it may open."""
+        profile = self.profile[process["host"]]
+        needs = profile.get("container") or {} if devices else {}
+        given = merged(merged(needs, self.container_options), options)
+        ipc = given.get("ipc", ipc)
+        network = given.get("network", "host")
+        script = f"/etc/ascent/{process['name']}.sh"
+        ports = [port for entry in process["ports"] for port in range(entry["first"], entry["first"] + entry["count"])]
+        return {
+            "name": f"ascent-{self.cluster}-{process['name']}",
+            "image": self.image(process["host"], image),
+            "network": network,
+            "publish": ports if network == "bridge" else [],
+            "ipc": ipc,
+            "shm_size": None if ipc == "host" else given.get("shm_size", "1g"),
+            "devices": [*self._device_files(profile, devices), *given.get("devices", [])],
+            "gpus": "all" if profile.get("gpus") and devices else None,
+            "mounts": self._mounts(profile, given, driver=bool(devices) or image is None, more=mounts),
+            "privileged": bool(given.get("privileged", False)),
+            "capabilities": list(given.get("capabilities", [])),
+            "ulimits": {name: str(limit) for name, limit in (given.get("ulimits") or {}).items()},
+            "restart_policy": given.get("restart_policy", "unless-stopped") if restart else "no",
+            "script": script,
+            "command": ["/bin/bash", script],
+        }
+
+    def _device_files(self, profile: Mapping[str, Any], devices: Sequence[int]) -> List[str]:
+        """Device files of a process's devices; none where the runtime hands devices out by itself."""
+        if not devices:
+            return []
+        files: List[str] = []
+        if profile["device_file"]:
+            # The runtime numbers what it sees from 0, while the variable that picks devices holds the node's own
+            # numbers. A process that starts further up is given the whole node and picks by that variable.
+            numbers = list(devices) if devices[0] == 0 else list(range(profile["devices"]))
+            files = [str(profile["device_file"]).format(index=number) for number in numbers]
+        files += profile["management_devices"]
+        return files + list(profile.get("kv_transfer_devices", []) if self.recipe.get("kv_transfer") else [])
+
+    def _mounts(
+        self, profile: Mapping[str, Any], given: Mapping[str, Any], *, driver: bool, more: Sequence[Mapping[str, Any]]
+    ) -> List[Dict[str, Any]]:
+        result: List[Dict[str, Any]] = [mount(text) for text in profile["mounts"]] if driver else []
+        result.append({"source": self.cache, "target": engines.cache_target(self.engine), "read_only": False})
+        if driver and self.recipe.get("kv_transfer"):
+            result += [mount(text) for text in profile.get("kv_transfer_mounts", [])]
+        path = self.model.get("path")
+        if path and not any(_inside(path, one["target"]) for one in result):
+            result.append({"source": path, "target": path, "read_only": False})
+        result += [dict(one) for one in more]
+        wanted = [mount(text) for text in [*self.container_options.get("mounts", []), *given.get("mounts", [])]]
+        seen = {one["target"] for one in result}
+        for one in wanted:
+            if one["target"] not in seen:
+                seen.add(one["target"])
+                result.append(one)
+        return result
+
+    def resolved(self, value: Any, host: str) -> Any:
+        """A value of a process beside the engines, with what it refers to filled in."""
+        return references.resolve(value, self.on_host(host))
+
+
+def _inside(path: str, parent: str) -> bool:
+    return path == parent or path.startswith(parent.rstrip("/") + "/")

@@ -9,6 +9,7 @@ import pytest
 from ascent import planner, rules
 from ascent.errors import InputError
 from ascent.findings import failed
+from ascent_controller import loader
 from tests.unit import planning_inputs as inputs
 
 SINGLE = "qwen3.5-397b-a17b-w8a8-128k-a3"
@@ -83,7 +84,7 @@ def test_devices_of_a_mixed_cluster_are_those_of_the_host():
     hosts = inputs.hosts(1)
     hosts[0]["hardware"] = "atlas-800-a2"
     found = check(inputs.recipe(SINGLE), hosts)
-    assert [item["id"] for item in found if item["severity"] == "error"] == ["devices-too-few"]
+    assert [item["id"] for item in found if item["severity"] == "error"] == ["devices-too-few", "fused-mc2-hardware"]
 
 
 def test_kv_spans_of_two_instances_on_a_host():
@@ -249,3 +250,26 @@ def test_pools_of_one_role_have_one_size():
         "recipe: pools.more.tensor_parallel = 4",
         "recipe: pools.more.data_parallel = 4",
     ]
+
+
+def test_hardware_is_what_the_hosts_say_they_are():
+    hosts = inputs.hosts(1)
+    hosts[0]["hardware"] = "atlas-800-a2"
+    recipe = changed(SINGLE, "pools/serve/tensor_parallel", 8)
+    found = {item["id"]: item["severity"] for item in check(recipe, hosts, model=W8A8)}
+    assert found == {"fused-mc2-hardware": "error"}
+    hosts[0]["hardware"] = "h200"
+    assert "engine-fits-hardware" in [item["id"] for item in check(recipe, hosts, model=W8A8)]
+
+
+def test_memory_metrics_tell_what_is_known():
+    given = inputs.recipe(inputs.PD)
+    hosts = inputs.hosts(3)
+    silent = rules.memory_metrics(given, inputs.hardware(), hosts)
+    assert {name: one["known"] for name, one in silent.items()} == {"prefill": False, "decode": False}
+    assert "figures" in silent["decode"]["reason"]
+    model, _ = loader._model_facts(given, loader.ROOT)
+    told = rules.memory_metrics(given, inputs.hardware(), hosts, model)
+    assert told["decode"]["known"]
+    assert told["decode"]["weights_bytes"] < told["decode"]["budget_bytes"]
+    assert told["prefill"]["weights_bytes"] > told["decode"]["weights_bytes"]

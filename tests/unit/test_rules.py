@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ascent import planner, rules
 from ascent.errors import InputError
@@ -273,3 +275,72 @@ def test_memory_metrics_tell_what_is_known():
     assert told["decode"]["known"]
     assert told["decode"]["weights_bytes"] < told["decode"]["budget_bytes"]
     assert told["prefill"]["weights_bytes"] > told["decode"]["weights_bytes"]
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 200000) | st.floats(allow_nan=False) | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+#: What predicates look at, so that nonsense reaches them and not only the option table.
+ARGS = (
+    "additional-config",
+    "block-size",
+    "compilation-config",
+    "cudagraph-capture-sizes",
+    "enable-expert-parallel",
+    "enable-prefix-caching",
+    "gpu-memory-utilization",
+    "hf-overrides",
+    "kv-events-config",
+    "max-model-len",
+    "max-num-batched-tokens",
+    "max-num-seqs",
+    "quantization",
+    "rope-scaling",
+    "speculative-config",
+)
+CONFIGS = st.dictionaries(
+    st.sampled_from(
+        [
+            "cudagraph_capture_sizes",
+            "cudagraph_mode",
+            "enable_flashcomm1",
+            "enable_fused_mc2",
+            "expert_tensor_parallel_size",
+            "finegrained_tp_config",
+            "method",
+            "num_speculative_tokens",
+            "recompute_scheduler_enable",
+            "rope_parameters",
+        ]
+    ),
+    VALUES,
+    max_size=4,
+)
+ENV = (
+    "HCCL_BUFFSIZE",
+    "HCCL_CONNECT_TIMEOUT",
+    "PYTHONHASHSEED",
+    "PYTORCH_NPU_ALLOC_CONF",
+    "VLLM_ASCEND_ENABLE_FUSED_MC2",
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([inputs.PD, SINGLE, DP2]),
+    st.dictionaries(st.sampled_from(ARGS), VALUES | CONFIGS, max_size=8),
+    st.dictionaries(st.sampled_from(ENV), st.none() | st.integers() | st.text(max_size=8), max_size=4),
+    VALUES,
+)
+def test_whatever_options_hold_the_rules_end_in_findings(name, args, env, bench):
+    recipe = inputs.recipe(name)
+    recipe["args"].update(args)
+    recipe["env"].update(env)
+    recipe["bench"] = {"one": bench}
+    model, _ = loader._model_facts(recipe, loader.ROOT)
+    for item in check(recipe, model=model):
+        assert item["id"] in rules.ALL_RULES | {"waive-unneeded"}
+        assert item["fix"]
+        assert item["summary"]

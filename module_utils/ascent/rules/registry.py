@@ -164,7 +164,9 @@ class Variant(NamedTuple):
         sizes = self.config("compilation-config").get(
             "cudagraph_capture_sizes", self.args.get("cudagraph-capture-sizes")
         )
-        return [int(size) for size in sizes] if isinstance(sizes, (list, tuple)) else None
+        if not isinstance(sizes, (list, tuple)):
+            return None
+        return [number for number in map(whole_number, sizes) if number]
 
     @property
     def capture_key(self) -> str:

@@ -149,6 +149,7 @@ def pools_of(recipe: Mapping[str, Any]) -> List[Dict[str, Any]]:
         for key, port in DEFAULT_PORTS.items():
             pool.setdefault(key, port + shift.get(base, 0) * SHARING_STRIDE)
         shift[base] = shift.get(base, 0) + 1
+        pool["hardware_given"] = "hardware" in pool
         pool.setdefault("kv_port", DEFAULT_KV_PORT.get(pool["role"], 61000))
         pool.setdefault("hardware", recipe.get("hardware"))
         ranks, nodes = pool["data_parallel"], pool["nodes"]
@@ -166,8 +167,9 @@ def pools_of(recipe: Mapping[str, Any]) -> List[Dict[str, Any]]:
 def place(pools: Sequence[Mapping[str, Any]], hosts: Sequence[Mapping[str, Any]]) -> Placement:
     """Deal ``hosts`` (in inventory order) out to ``pools`` (in recipe order).
 
-    A host that names its pool goes there; the others fill the pools in order. Within a pool, hosts keep inventory
-    order, so its first host is the head of its first instance.
+    A host that names its pool goes there. Of the others, those that name a hardware profile go to pools that ask for
+    just that one; the rest fill the pools in order. Within a pool, hosts keep inventory order, so its first host is the
+    head of its first instance.
     """
     wrong: List[Dict[str, Any]] = []
     names = [pool["name"] for pool in pools]
@@ -209,10 +211,18 @@ def place(pools: Sequence[Mapping[str, Any]], hosts: Sequence[Mapping[str, Any]]
                 )
             )
             del here[needed:]
-        take = min(needed - len(here), len(free))
-        here.extend(free[:take])
-        del free[:take]
-        here.sort(key=rank.__getitem__)
+    kind = {host["name"]: host.get("hardware") for host in hosts}
+    for picky in (True, False):
+        for pool in pools:
+            here = chosen[pool["name"]]
+            lacks = pool["hosts_needed"] - len(here)
+            if lacks <= 0 or (picky and not pool["hardware_given"]):
+                continue
+            fits = [name for name in free if not picky or kind[name] == pool["hardware"]][:lacks]
+            here.extend(fits)
+            taken = set(fits)
+            free = [name for name in free if name not in taken]
+            here.sort(key=rank.__getitem__)
     for pool in pools:
         other = chosen.get(pool["share_nodes_with"] or "")
         if other is not None:

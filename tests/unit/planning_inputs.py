@@ -54,7 +54,7 @@ def _layouts() -> dict[str, dict[str, Any]]:
 
 _BASE = {
     "name": "example",
-    "model": {"id": "Qwen/Qwen3-235B-A22B", "served_name": "qwen"},
+    "model": {"id": "org/model", "served_name": "org/model"},
     "engine": {"name": "vllm-ascend", "image": "example.org/ascend/vllm-ascend:v0.21.0rc1"},
     "hardware": "atlas-800-a3",
 }

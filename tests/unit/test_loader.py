@@ -300,3 +300,13 @@ def test_the_examples_of_the_recipe_page_fit_the_schema():
     assert len(examples) > 10
     for one in examples:
         jsonschema.validate({"name": "example", **one}, schema)
+
+
+@pytest.mark.parametrize("title", inputs.layouts())
+def test_the_layouts_of_the_recipe_page_break_no_rule(tmp_path, title):
+    recipe = inputs.layouts()[title]
+    file = tmp_path / "example.yml"
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    plan, found = planning.prepare(str(file), inputs.hosts(inputs.hosts_needed(recipe)), cluster="c")
+    assert [item for item in found if item["severity"] == "error"] == []
+    assert plan is not None

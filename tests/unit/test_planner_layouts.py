@@ -150,6 +150,10 @@ def test_prefill_and_decode_on_different_hardware():
     assert found["decode-0-head"]["container"]["image"].endswith(":v0.21.0rc1-a3")
     assert len(plan["engine"]["images"]) == 2
     assert plan["hosts"]["n000"]["hardware"] == "atlas-800-a2"
+    # Hosts that say what they are find their pool in any order of the inventory.
+    hosts[0]["hardware"], hosts[1]["hardware"] = "atlas-800-a3", "atlas-800-a2"
+    turned = plan_of(hosts, **{**SPLIT, "pools": {**pools, "decode": {**pools["decode"], "hardware": "atlas-800-a3"}}})
+    assert {name: host["pool"] for name, host in turned["hosts"].items()} == {"n000": "decode", "n001": "prefill"}
 
 
 def test_transfer_and_store_together():

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ascent import planner, rules
 from ascent.errors import InputError
 from ascent.findings import failed
+from ascent_controller import loader
 from tests.unit import planning_inputs as inputs
 
 SINGLE = "qwen3.5-397b-a17b-w8a8-128k-a3"
@@ -83,7 +86,7 @@ def test_devices_of_a_mixed_cluster_are_those_of_the_host():
     hosts = inputs.hosts(1)
     hosts[0]["hardware"] = "atlas-800-a2"
     found = check(inputs.recipe(SINGLE), hosts)
-    assert [item["id"] for item in found if item["severity"] == "error"] == ["devices-too-few"]
+    assert [item["id"] for item in found if item["severity"] == "error"] == ["devices-too-few", "fused-mc2-hardware"]
 
 
 def test_kv_spans_of_two_instances_on_a_host():
@@ -249,3 +252,95 @@ def test_pools_of_one_role_have_one_size():
         "recipe: pools.more.tensor_parallel = 4",
         "recipe: pools.more.data_parallel = 4",
     ]
+
+
+def test_hardware_is_what_the_hosts_say_they_are():
+    hosts = inputs.hosts(1)
+    hosts[0]["hardware"] = "atlas-800-a2"
+    recipe = changed(SINGLE, "pools/serve/tensor_parallel", 8)
+    found = {item["id"]: item["severity"] for item in check(recipe, hosts, model=W8A8)}
+    assert found == {"fused-mc2-hardware": "error"}
+    hosts[0]["hardware"] = "h200"
+    assert "engine-fits-hardware" in [item["id"] for item in check(recipe, hosts, model=W8A8)]
+
+
+def test_memory_metrics_tell_what_is_known():
+    given = inputs.recipe(inputs.PD)
+    hosts = inputs.hosts(3)
+    silent = rules.memory_metrics(given, inputs.hardware(), hosts)
+    assert {name: one["known"] for name, one in silent.items()} == {"prefill": False, "decode": False}
+    assert "figures" in silent["decode"]["reason"]
+    model, _ = loader._model_facts(given, loader.ROOT)
+    told = rules.memory_metrics(given, inputs.hardware(), hosts, model)
+    assert told["decode"]["known"]
+    assert told["decode"]["weights_bytes"] < told["decode"]["budget_bytes"]
+    assert told["prefill"]["weights_bytes"] > told["decode"]["weights_bytes"]
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 200000) | st.floats(allow_nan=False) | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+#: What predicates look at, so that nonsense reaches them and not only the option table.
+ARGS = (
+    "additional-config",
+    "block-size",
+    "compilation-config",
+    "cudagraph-capture-sizes",
+    "enable-expert-parallel",
+    "enable-prefix-caching",
+    "gpu-memory-utilization",
+    "hf-overrides",
+    "kv-events-config",
+    "max-model-len",
+    "max-num-batched-tokens",
+    "max-num-seqs",
+    "quantization",
+    "rope-scaling",
+    "speculative-config",
+)
+CONFIGS = st.dictionaries(
+    st.sampled_from(
+        [
+            "cudagraph_capture_sizes",
+            "cudagraph_mode",
+            "enable_flashcomm1",
+            "enable_fused_mc2",
+            "expert_tensor_parallel_size",
+            "finegrained_tp_config",
+            "method",
+            "num_speculative_tokens",
+            "recompute_scheduler_enable",
+            "rope_parameters",
+        ]
+    ),
+    VALUES,
+    max_size=4,
+)
+ENV = (
+    "HCCL_BUFFSIZE",
+    "HCCL_CONNECT_TIMEOUT",
+    "PYTHONHASHSEED",
+    "PYTORCH_NPU_ALLOC_CONF",
+    "VLLM_ASCEND_ENABLE_FUSED_MC2",
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([inputs.PD, SINGLE, DP2]),
+    st.dictionaries(st.sampled_from(ARGS), VALUES | CONFIGS, max_size=8),
+    st.dictionaries(st.sampled_from(ENV), st.none() | st.integers() | st.text(max_size=8), max_size=4),
+    VALUES,
+)
+def test_whatever_options_hold_the_rules_end_in_findings(name, args, env, bench):
+    recipe = inputs.recipe(name)
+    recipe["args"].update(args)
+    recipe["env"].update(env)
+    recipe["bench"] = {"one": bench}
+    model, _ = loader._model_facts(recipe, loader.ROOT)
+    for item in check(recipe, model=model):
+        assert item["id"] in rules.ALL_RULES | {"waive-unneeded"}
+        assert item["fix"]
+        assert item["summary"]

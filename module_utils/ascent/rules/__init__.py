@@ -7,7 +7,7 @@ says is then reported as information, so that the waiver shows.
 
 from __future__ import annotations
 
-__all__ = ["ALL_RULES", "CATALOGUE", "CHECKS", "GROUPS", "WAIVABLE", "check"]
+__all__ = ["ALL_RULES", "CATALOGUE", "CHECKS", "GROUPS", "WAIVABLE", "check", "memory_metrics"]
 
 from typing import Any, Dict, FrozenSet, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
@@ -15,6 +15,7 @@ from .. import layout
 from ..findings import sort_findings
 from ..mistakes import as_finding, closest, mistake
 from . import environment, graphs, hosts, model, ports, routing, transfer, workload
+from .model import memory_of as _memory_of
 from .registry import Check, Context, Mistake, Rule
 
 #: Groups of checks in reading order, under the headings of the reference page.
@@ -80,6 +81,23 @@ def check(
             findings.append(as_finding(_judged(item, waived), positions))
     findings.extend(as_finding(item, positions) for item in _waivers(waived, fired, plan is not None))
     return sort_findings(findings)
+
+
+def memory_metrics(
+    recipe: Mapping[str, Any],
+    hardware: Mapping[str, Mapping[str, Any]],
+    hosts: Sequence[Mapping[str, Any]],
+    model: Optional[Mapping[str, Any]] = None,
+) -> Dict[str, Dict[str, Any]]:
+    """The memory estimate of every pool for a stage's metrics, whether or not a rule is broken.
+
+    A model without figures is said so (``known`` is false, with the ``reason``). A pool's own options count; its
+    overrides and a second kind of hardware don't get entries of their own.
+    """
+    result: Dict[str, Dict[str, Any]] = {}
+    for variant, found in _memory_of(Context.of(recipe, hardware, hosts, None, model, None)):
+        result.setdefault(variant.name, found)
+    return result
 
 
 def _judged(item: Mistake, waived: Mapping[str, str]) -> Mistake:

@@ -233,12 +233,12 @@ def fused_mc2(context: Context) -> Iterator[Mistake]:
         if found is None:
             continue
         key, value = found
-        profile = context.profile(variant.pool)
         lacks = []
         if precision is not None and precision != "w8a8":
             lacks.append(f"the weights are {precision}")
-        if profile is not None and profile.get("image_suffix") != "-a3":
-            lacks.append(f"the hardware is {profile['name']}")
+        other = [one["name"] for one in context.profiles(variant.pool) if one.get("image_suffix") != "-a3"]
+        if other:
+            lacks.append(f"the hardware is {' and '.join(other)}")
         if lacks:
             yield mistake(
                 "fused-mc2-hardware",

@@ -262,14 +262,9 @@ def hosts_fill_pools(context: Context) -> Iterator[Mistake]:
 def devices_suffice(context: Context) -> Iterator[Mistake]:
     for pool in context.pools:
         asked = pool["devices"] * pool["instances_per_node"]
-        told: Set[str] = set()
-        here = set(context.placement.hosts.get(pool["name"], []))
-        kinds = [host.get("hardware") for host in context.hosts if host["name"] in here]
-        for kind in kinds or [None]:
-            profile = context.hardware.get(kind or pool["hardware"] or "")
-            if profile is None or asked <= profile["devices"] or profile["name"] in told:
+        for profile in context.profiles(pool):
+            if asked <= profile["devices"]:
                 continue
-            told.add(profile["name"])
             sizes = f"tensor {pool['tensor_parallel']} * data {pool['local']} a node"
             for word, key in (("pipeline", "pipeline_parallel"), ("prefill context", "prefill_context_parallel")):
                 if (pool.get(key) or 1) > 1:
@@ -300,22 +295,21 @@ def model_fits(context: Context) -> Iterator[Mistake]:
     """Recommended numbers, so a warning. Whole NPUs are compared: an A3 NPU has two dies and is recommended as one."""
     needs: Mapping[str, int] = (context.model or {}).get("devices") or {}
     for pool in context.pools:
-        profile = context.profile(pool)
-        if profile is None:
-            continue
-        least = needs.get(profile["name"], needs.get(profile.get("same_sizing_as", "")))
-        have = pool["devices"] * pool["nodes"]
-        dies = profile.get("devices_per_npu") or 1
-        if least and -(-have // dies) < -(-least // dies):
-            yield mistake(
-                "model-devices",
-                f"an instance of pool {pool['name']} has {have} devices; the model is recommended {least} of this kind",
-                key=f"recipe:pools.{pool['name']}",
-                value=have,
-                allowed=f"{least} or more devices of {profile['name']} for one instance",
-                fix="raise tensor_parallel, data_parallel or nodes, or take a quantized model",
-                severity="warning",
-            )
+        for profile in context.profiles(pool):
+            least = needs.get(profile["name"], needs.get(profile.get("same_sizing_as", "")))
+            have = pool["devices"] * pool["nodes"]
+            dies = profile.get("devices_per_npu") or 1
+            if least and -(-have // dies) < -(-least // dies):
+                yield mistake(
+                    "model-devices",
+                    f"an instance of pool {pool['name']} has {have} devices; the model is recommended {least} of this "
+                    "kind",
+                    key=f"recipe:pools.{pool['name']}",
+                    value=have,
+                    allowed=f"{least} or more devices of {profile['name']} for one instance",
+                    fix="raise tensor_parallel, data_parallel or nodes, or take a quantized model",
+                    severity="warning",
+                )
 
 
 @check(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["CHECKS"]
+__all__ = ["CHECKS", "memory_of"]
 
-from typing import Any, Iterator, List, Mapping, Optional, Set, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Set, Tuple
 
 from .. import engines, memory
 from ..mistakes import closest, mistake
@@ -41,10 +41,7 @@ def image_fits(context: Context) -> Iterator[Mistake]:
     image = str(context.engine.get("image", ""))
     platform = engines.image_platform(image) if context.ascend else None
     told: Set[Tuple[str, str]] = set()
-    for pool in context.pools:
-        profile = context.profile(pool)
-        if profile is None:
-            continue
+    for pool, profile in [(one, profile) for one in context.pools for profile in context.profiles(one)]:
         if platform and profile["image_suffix"] != platform and ("image", "") not in told:
             told.add(("image", ""))
             wanted = profile["image_suffix"] or "no suffix"
@@ -295,6 +292,13 @@ def options_known(context: Context) -> Iterator[Mistake]:
             )
 
 
+def memory_of(context: Context) -> Iterator[Tuple[Variant, Dict[str, Any]]]:
+    """The memory estimate of every pool, with its overrides, on every kind of hardware that it runs on."""
+    for variant in context.variants:
+        for profile in context.profiles(variant.pool):
+            yield variant, memory.estimate(variant.pool, variant.args, variant.env, profile, context.model)
+
+
 @check(
     Rule(
         "memory-weights",
@@ -317,11 +321,7 @@ def options_known(context: Context) -> Iterator[Mistake]:
 )
 def memory_suffices(context: Context) -> Iterator[Mistake]:
     told: Set[Tuple[str, str]] = set()
-    for variant in context.variants:
-        profile = context.profile(variant.pool)
-        if profile is None:
-            continue
-        found = memory.estimate(variant.pool, variant.args, variant.env, profile, context.model)
+    for variant, found in memory_of(context):
         if not found["known"]:
             continue
         key, value = variant.key("max-model-len"), variant.number("max-model-len")

@@ -190,13 +190,14 @@ def kv_clear_of_transport(context: Context) -> Iterator[Mistake]:
     key = engines.version_key(mooncake) if mooncake else None
     narrow = key is not None and key >= (engines.version_key("0.3.8rc0") or ())
     for pool in context.pools:
-        profile = context.profile(pool)
-        if profile is None or pool["role"] not in ("prefill", "decode"):
+        profiles = context.profiles(pool)
+        if not profiles or pool["role"] not in ("prefill", "decode"):
             continue
+        devices = max(profile["devices"] for profile in profiles)
         base = int(context.env_of(pool["name"]).get("ASCEND_BASE_PORT") or 20000)
         first, last = pool["kv_port"], pool["kv_port"] + pool["span"] * pool["instances_per_node"] - 1
-        actual = base + profile["devices"] * (100 if narrow else 1000)
-        published = base + profile["devices"] * 1000
+        actual = base + devices * (100 if narrow else 1000)
+        published = base + devices * 1000
         if last < base or first > published:
             continue
         inside = first <= actual

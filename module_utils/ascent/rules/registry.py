@@ -164,7 +164,9 @@ class Variant(NamedTuple):
         sizes = self.config("compilation-config").get(
             "cudagraph_capture_sizes", self.args.get("cudagraph-capture-sizes")
         )
-        return [int(size) for size in sizes] if isinstance(sizes, (list, tuple)) else None
+        if not isinstance(sizes, (list, tuple)):
+            return None
+        return [number for number in map(whole_number, sizes) if number]
 
     @property
     def capture_key(self) -> str:
@@ -269,8 +271,12 @@ class Context(NamedTuple):
         """Whether the router looks up block hashes that engines publish."""
         return str((self.recipe.get("router") or {}).get("policy", "")) == "kv-aware"
 
-    def profile(self, pool: Mapping[str, Any]) -> Optional[Mapping[str, Any]]:
-        return self.hardware.get(pool.get("hardware") or "")
+    def profiles(self, pool: Mapping[str, Any]) -> List[Mapping[str, Any]]:
+        """Hardware that the pool runs on: what its hosts say of themselves, else what the recipe says."""
+        here = set(self.placement.hosts.get(pool["name"], ()))
+        kinds = [host.get("hardware") or pool["hardware"] for host in self.hosts if host["name"] in here]
+        names = dict.fromkeys(kinds or [pool["hardware"]])
+        return [self.hardware[name] for name in names if name in self.hardware]
 
     @property
     def model_id(self) -> str:

@@ -263,6 +263,8 @@ def _sizes(process: Mapping[str, Any]) -> str:
 
 def _ranks(process: Mapping[str, Any]) -> str:
     parallel = process["parallel"]
+    if not process["devices"]:
+        return f"serves with the devices of {parallel['nodes']} Ray nodes"
     if parallel["nodes"] > parallel["data"]:
         return f"node {parallel['node_rank']} of {parallel['nodes']} of the one rank"
     if parallel["data"] > 1:
@@ -279,7 +281,7 @@ def _port_lines(process: Mapping[str, Any]) -> list[str]:
     if not process["ports"]:
         return ["listens on nothing" if process["parallel"] is None else "no API"]
     shown = [f"{_PORTS.get(p['name'], p['name'])} :{_span(p['first'], p['count'])}" for p in process["ports"]]
-    return ["   ".join(shown[start : start + 2]) for start in range(0, len(shown), 2)]
+    return [" \u00b7 ".join(shown[start : start + 2]) for start in range(0, len(shown), 2)]
 
 
 def _program(process: Mapping[str, Any]) -> str:

@@ -110,7 +110,7 @@ def mangled(draw):
     return text[:start] + junk + text[end:]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.sampled_from([*hccn_tool.OPTIONS, "nonsense"]), st.one_of(st.text(), mangled()))
 def test_parse_is_total(option, text):
     with contextlib.suppress(ParseError, ToolError):

@@ -174,7 +174,7 @@ def mangled(draw):
     return text[:start] + junk + text[end:]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.one_of(st.text(), mangled()), st.sampled_from(PARSERS))
 def test_parsers_are_total(text, parser):
     try:
@@ -184,7 +184,7 @@ def test_parsers_are_total(text, parser):
     assert isinstance(result, (dict, list))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_a_table_cut_at_any_place_never_invents_a_device(data):
     text = read("a3-98")

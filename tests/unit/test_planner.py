@@ -13,7 +13,7 @@ from ascent import engines, layout, planner
 from ascent.errors import InputError
 from tests.unit import planning_inputs as inputs
 
-MANY = settings(max_examples=40, deadline=None)
+MANY = settings(max_examples=40)
 
 
 def plan_of(recipe, hosts=None, **more):

@@ -172,7 +172,7 @@ def test_the_server_waits_until_the_cluster_shows_all_devices(tmp_path):
     assert done.stdout.strip() == "2"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(inputs.recipes())
 def test_the_picture_is_wellformed_and_names_everything(recipe):
     plan = plan_of(recipe)

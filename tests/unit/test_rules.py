@@ -327,7 +327,7 @@ ENV = (
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from([inputs.PD, SINGLE, DP2]),
     st.dictionaries(st.sampled_from(ARGS), VALUES | CONFIGS, max_size=8),

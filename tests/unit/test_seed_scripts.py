@@ -41,6 +41,10 @@ CLASSES = {
         p["kind"] == "headless" and d[0] == "flag" and d[1] in ("--host", "--port") and d[3] is None
     ),
     "start-rank-explicit": lambda d, p: p["kind"] == "head" and d == ("flag", "--data-parallel-start-rank", None, 0.0),
+    "defaults-explicit": lambda d, p: d in (
+        ("flag", "--data-parallel-size", None, 1.0),
+        ("flag", "--host", None, "0.0.0.0"),
+    ),
     "preload-guarded": lambda d, p: d == ("guarded", "LD_PRELOAD", None, True),
     "host-tuning": lambda d, p: d[0] == "host-command" and d[3] is None,
     "router-api-only": lambda d, p: (

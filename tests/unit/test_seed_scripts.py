@@ -19,6 +19,7 @@ ROOT = HERE.parents[1]
 EXPECTATIONS = {
     path.stem: yaml.safe_load(path.read_text()) for path in sorted((HERE / "seed_expectations").glob("*.yml"))
 }
+ROUTER_DIRECTORY = "/vllm-workspace/vllm-ascend/examples/disaggregated_prefill_v1/"
 PROXIES = {"ftp_proxy", "https_proxy", "http_proxy", "all_proxy"}
 
 # A difference is (part, name, seed's value, rendered value); None means that this side doesn't have it at all, and a
@@ -41,9 +42,18 @@ CLASSES = {
         p["kind"] == "headless" and d[0] == "flag" and d[1] in ("--host", "--port") and d[3] is None
     ),
     "start-rank-explicit": lambda d, p: p["kind"] == "head" and d == ("flag", "--data-parallel-start-rank", None, 0.0),
-    "defaults-explicit": lambda d, p: d in (
-        ("flag", "--data-parallel-size", None, 1.0),
-        ("flag", "--host", None, "0.0.0.0"),
+    "start-rank-of-one-node": lambda d, p: (
+        p["parallel"]
+        and p["parallel"]["data"] == p["parallel"]["data_local"]
+        and d == ("flag", "--data-parallel-start-rank", 0.0, None)
+    ),
+    "api-server-count": lambda d, p: p["kind"] == "head" and d == ("flag", "--api-server-count", None, 1.0),
+    "defaults-explicit": lambda d, p: (
+        d
+        in (
+            ("flag", "--data-parallel-size", None, 1.0),
+            ("flag", "--host", None, "0.0.0.0"),
+        )
     ),
     "preload-guarded": lambda d, p: d == ("guarded", "LD_PRELOAD", None, True),
     "host-tuning": lambda d, p: d[0] == "host-command" and d[3] is None,
@@ -58,8 +68,9 @@ CLASSES = {
     "router-path": lambda d, p: (
         p["kind"] == "router"
         and d[0] == "program"
-        and d[3] == [d[2][0], "/vllm-workspace/vllm-ascend/examples/disaggregated_prefill_v1/" + d[2][1]]
+        and d[3] in ([name, ROUTER_DIRECTORY + d[2][1]] for name in (d[2][0], "python3"))
     ),
+    "router-address": lambda d, p: p["kind"] == "router" and d == ("flag", "--host", None, p["node_ip"]),
     "container-name": lambda d, p: d[:2] == ("container", "name") and d[3] == f"ascent-seeds-{p['name']}",
     "container-command": lambda d, p: (
         (d[:2] == ("container", "command") and d[3] == ["/bin/bash", f"/etc/ascent/{p['name']}.sh"])
@@ -71,6 +82,7 @@ CLASSES = {
     ),
     "container-image": lambda d, p: d[:2] == ("container", "image") and d[3].endswith("-a3"),
     "container-kv-mounts": lambda d, p: d == ("mount", "/etc/hccn.conf", None, "ro"),
+    "container-tools": lambda d, p: d == ("mount", "/usr/local/Ascend/driver/tools/hccn_tool", None, "rw"),
     "container-cache": lambda d, p: d == ("mount", "/root/.cache", None, "rw"),
 }
 
@@ -154,6 +166,8 @@ def container_differences(stem: str, name: str) -> tuple[list[tuple[str, str, An
             source, target, *mode = next(words).split(":")
             assert source == target or source.startswith("$here/")
             ours["mounts"][target] = mode[0] if mode else "rw"
+        elif word == "-p":
+            ours["options"]["-p"] = next(words)
         elif word == "--name":
             ours["name"] = next(words)
         elif word.startswith("-"):

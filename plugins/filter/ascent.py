@@ -26,6 +26,24 @@ def ascent_mounts(mounts: Sequence[Mapping[str, Any]], *extra: Mapping[str, Any]
     ]
 
 
+def ascent_published(container: Mapping[str, Any]) -> list[str]:
+    """The ports that a container on a bridge network publishes, under their own numbers.
+
+    >>> ascent_published({"publish": [8113]})
+    ['8113:8113']
+    """
+    return [f"{port}:{port}" for port in container["publish"]]
+
+
+def ascent_ulimits(container: Mapping[str, Any]) -> list[str]:
+    """The plan's limits as ``NAME:SOFT`` or ``NAME:SOFT:HARD``.
+
+    >>> ascent_ulimits({"ulimits": {"memlock": "-1"}})
+    ['memlock:-1']
+    """
+    return [f"{name}:{limit}" for name, limit in container["ulimits"].items()]
+
+
 def ascent_locked_image(reference: str, facts: Iterable[Mapping[str, Any]]) -> dict[str, str | None]:
     """The image by the digest that the cluster has locked for it: ``{"reference", "digest", "name"}``.
 
@@ -48,5 +66,7 @@ class FilterModule:
             "ascent_health_endpoints": checking.health_endpoints,
             "ascent_locked_image": ascent_locked_image,
             "ascent_mounts": ascent_mounts,
+            "ascent_published": ascent_published,
+            "ascent_ulimits": ascent_ulimits,
             "ascent_version_urls": checking.version_urls,
         }

@@ -108,7 +108,8 @@ def _docker_run(process: Mapping[str, Any]) -> str:
     options: list[list[str]] = [
         ["docker", "run", "--rm"],
         ["--name", container["name"]],
-        [f"--net={container['network']}"],
+        # The bridge is the container engine's own default.
+        *([[f"--net={container['network']}"]] if container["network"] != "bridge" else []),
     ]
     options += [["-p", f"{port}:{port}"] for port in container["publish"]]
     if container["ipc"]:

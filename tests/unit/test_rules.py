@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from ascent import planner, rules
 from ascent.errors import InputError
 from ascent.findings import failed
+from ascent.rules import environment
 from ascent_controller import loader
 from tests.unit import planning_inputs as inputs
 
@@ -344,3 +346,15 @@ def test_whatever_options_hold_the_rules_end_in_findings(name, args, env, bench)
         assert item["id"] in rules.ALL_RULES | {"waive-unneeded"}
         assert item["fix"]
         assert item["summary"]
+
+
+@pytest.mark.parametrize("known", [environment.KNOWN, environment.KNOWN_KEYS], ids=["variables", "keys"])
+def test_known_names_are_told_apart(known):
+    """Leaving a name out of the list must not turn it into a misspelling of another."""
+    alike = {
+        (one, two)
+        for one in known
+        for two in known
+        if one < two and difflib.SequenceMatcher(None, one, two).ratio() > 0.93
+    }
+    assert alike == set()

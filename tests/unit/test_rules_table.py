@@ -743,6 +743,15 @@ CASES = [
         "PYTORCH_NPU_ALLOC_CONF",
     ),
     Case("buffer-size", DP2, {"env/HCCL_BUFFSIZE": "1024MB"}, {}, 'HCCL_BUFFSIZE = "1024MB"'),
+    Case("name-misspelt", DP2, {"env/HCCL_BUFSIZE": 512}, {"env/HCCL_OTHER": 512}, "allowed: HCCL_BUFFSIZE", "warning"),
+    Case(
+        "name-misspelt",
+        SINGLE,
+        {"args/additional-config": {"enable_flashcom1": True}},
+        {"args/additional-config": {"enable_flashcomm1": True, "enable_something": True}},
+        "additional-config.enable_flashcom1 = true",
+        "warning",
+    ),
     Case("proxy-variables", DP2, {"env/https_proxy": "http://192.0.2.1:3128"}, {}, "env.https_proxy"),
     Case(
         "proxy-variables", PD, {"router/env": {"HTTP_PROXY": "x"}}, {"router/env": {"A": "x"}}, "router.env.HTTP_PROXY"

@@ -14,15 +14,17 @@ from typing import Any, Dict, FrozenSet, Iterator, List, Mapping, Optional, Sequ
 from .. import layout
 from ..findings import sort_findings
 from ..mistakes import as_finding, closest, mistake
-from . import environment, graphs, hosts, model, ports, routing, transfer, workload
+from . import derived, environment, graphs, hosts, model, ports, routing, stores, transfer, workload
 from .model import memory_of as _memory_of
 from .registry import Check, Context, Mistake, Rule
 
 #: Groups of checks in reading order, under the headings of the reference page.
 GROUPS: Tuple[Tuple[str, Tuple[Check, ...]], ...] = (
     ("Hosts, devices and ranks", hosts.CHECKS),
+    ("Values that follow from the plan", derived.CHECKS),
     ("Ports", ports.CHECKS),
     ("KV cache between engines", transfer.CHECKS),
+    ("KV cache stores", stores.CHECKS),
     ("Routers and cache-aware routing", routing.CHECKS),
     ("Graphs and switches of the NPU engine", graphs.CHECKS),
     ("Workload", workload.CHECKS),

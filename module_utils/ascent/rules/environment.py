@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["CHECKS"]
 
+import difflib
 from typing import Dict, Iterator, Optional, Set, Tuple
 
 from ..mistakes import closest, mistake
@@ -38,6 +39,74 @@ TIMEOUTS: Dict[str, Tuple[str, int, int]] = {
     "ASCEND_CONNECT_TIMEOUT": ("ms", 100, 3600000),
     "ASCEND_TRANSFER_TIMEOUT": ("ms", 100, 3600000),
 }
+#: Variables that guides of vLLM-Ascend set. Others are fine; one that is nearly one of these is a typing error.
+KNOWN = frozenset(
+    (
+        *TIMEOUTS,
+        *RETIRED,
+        *RETIRED_SINCE,
+        "ACL_OP_INIT_MODE",
+        "ASCEND_BASE_PORT",
+        "ASCEND_ENABLE_USE_FABRIC_MEM",
+        "CPU_AFFINITY_CONF",
+        "DYNAMIC_EPLB",
+        "GLOO_SOCKET_IFNAME",
+        "HCCL_BUFFSIZE",
+        "HCCL_IF_BASE_PORT",
+        "HCCL_IF_IP",
+        "HCCL_INTRA_PCIE_ENABLE",
+        "HCCL_INTRA_ROCE_ENABLE",
+        "HCCL_LOGIC_SUPERPOD_ID",
+        "HCCL_OP_EXPANSION_MODE",
+        "HCCL_SOCKET_IFNAME",
+        "LD_LIBRARY_PATH",
+        "LD_PRELOAD",
+        "MOONCAKE_CONFIG_PATH",
+        "MOONCAKE_GLOBAL_SEGMENT_SIZE",
+        "MOONCAKE_MASTER",
+        "OMP_NUM_THREADS",
+        "OMP_PROC_BIND",
+        "PYTHONHASHSEED",
+        "PYTORCH_NPU_ALLOC_CONF",
+        "TASK_QUEUE_ENABLE",
+        "TP_SOCKET_IFNAME",
+        "VLLM_ASCEND_BALANCE_SCHEDULING",
+        "VLLM_ASCEND_ENABLE_FLASHCOMM1",
+        "VLLM_ASCEND_ENABLE_FUSED_MC2",
+        "VLLM_ASCEND_ENABLE_MLAPO",
+        "VLLM_ASCEND_ENABLE_NZ",
+        "VLLM_ASCEND_ENABLE_TOPK_OPTIMIZE",
+        "VLLM_HOST_IP",
+        "VLLM_TORCH_PROFILER_WITH_STACK",
+        "VLLM_USE_MODELSCOPE",
+        "VLLM_USE_V1",
+    )
+)
+#: The same of keys of additional-config.
+KNOWN_KEYS = frozenset(
+    (
+        "ascend_scheduler_config",
+        "enable_cpu_binding",
+        "enable_dsa_cp",
+        "enable_flashcomm1",
+        "enable_fused_mc2",
+        "enable_mc2_hierarchy_comm",
+        "enable_mlapo",
+        "enable_prefill_mc2",
+        "expert_tensor_parallel_size",
+        "finegrained_tp_config",
+        "multistream_overlap_shared_expert",
+        "pa_shape_list",
+        "recompute_scheduler_enable",
+        "scheduler_config",
+        "torchair_graph_config",
+        "weight_nz_mode",
+        "weight_prefetch_config",
+    )
+)
+#: How much two names look alike, from 0 to 1, for the one to be meant for the other.
+_ALIKE = 0.93
+
 #: The longest HCCL_EXEC_TIMEOUT that has an effect while the AI vector cores drive collectives.
 AIV_CEILING = 1091
 
@@ -176,6 +245,39 @@ def values_spelled(context: Context) -> Iterator[Mistake]:
 
 @check(
     Rule(
+        "name-misspelt",
+        "warning",
+        "no variable and no key of additional-config is nearly one that the guides use",
+        "an unknown name is ignored in silence, so what it is meant to do doesn't happen",
+        "vLLM-Ascend tutorials and additional configuration guide",
+        rows=("C35", "C38"),
+        scope="vllm-ascend",
+    ),
+)
+def names_spelled(context: Context) -> Iterator[Mistake]:
+    if not context.ascend:
+        return
+    for variant in context.variants:
+        given = [(name, variant.env_key(name), value, KNOWN) for name, value in variant.env.items()]
+        place = variant.key("additional-config")
+        config = variant.config("additional-config")
+        given += [(str(key), f"{place}.{key}", value, KNOWN_KEYS) for key, value in config.items()]
+        for name, key, value, known in given:
+            near = [] if name in known else difflib.get_close_matches(name, sorted(known), 1, _ALIKE)
+            if near:
+                yield mistake(
+                    "name-misspelt",
+                    f"{name} looks like {near[0]}",
+                    key=key,
+                    value=value,
+                    allowed=near[0],
+                    fix=f"write {near[0]}, or waive the rule if {name} is meant",
+                    severity="warning",
+                )
+
+
+@check(
+    Rule(
         "proxy-variables",
         "error",
         "engines and routers get no http, https, ftp or all proxy",
@@ -202,4 +304,4 @@ def no_proxies(context: Context) -> Iterator[Mistake]:
             )
 
 
-CHECKS = (nothing_retired, timeouts_sane, values_spelled, no_proxies)
+CHECKS = (nothing_retired, timeouts_sane, values_spelled, names_spelled, no_proxies)

@@ -12,7 +12,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 
 from ascent import plan_changes
-from ascent.findings import failed, finding, sort_findings
+from ascent.findings import failed, finding, message, sort_findings
 from ascent_controller import facts, loader, planning, render, role_arguments
 
 _ABSENT = ("ansible_host", "node_ip", "nic", "arch", "hardware", "pool")
@@ -281,20 +281,10 @@ def _filled(host: Mapping[str, Any]) -> dict[str, Any]:
     return {**dict.fromkeys(("node_ip", "nic", "arch"), f"unknown-{host['name']}"), **host}
 
 
-def _message(findings: Iterable[Mapping[str, Any]]) -> str:
+def _message(findings: list[dict[str, Any]]) -> str:
     """Every finding that stops the run, one paragraph each: what, where, value and allowed, what to do."""
-    errors = [item for item in findings if item["severity"] == "error"]
-    lines = [f"The inventory or the recipe can't work; no host was touched. {len(errors)} to correct:"]
-    for number, item in enumerate(errors, 1):
-        place = f"{item['host']}: " if item["host"] and item["host"] not in item["summary"] else ""
-        lines.append(f"{number}. {place}{item['summary']} [{item['id']}]")
-        if item["evidence"]:
-            lines.append(f"   at {item['evidence']}")
-        if item["cause"]:
-            lines.append(f"   because: {item['cause']}")
-        if item["fix"]:
-            lines.append(f"   fix: {item['fix']}")
-    return "\n".join(lines)
+    errors = sum(item["severity"] == "error" for item in findings)
+    return f"The inventory or the recipe can't work; no host was touched. {errors} to correct:\n{message(findings)}"
 
 
 def _summary(plan: Mapping[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-from ascent.findings import failed, sort_findings
+from ascent.findings import failed, message, sort_findings
 
 
 class ActionModule(ActionBase):
@@ -22,6 +22,5 @@ class ActionModule(ActionBase):
         super().run(tmp, task_vars)
         _, given = self.validate_argument_spec({"findings": {"type": "list", "elements": "dict", "required": True}})
         findings = sort_findings(given["findings"])
-        errors = [item for item in findings if item["severity"] == "error"]
-        lines = [f"{item['id']}: {item['summary']} ({item['evidence']}). Fix: {item['fix']}" for item in errors]
-        return {"changed": False, "failed": failed(findings), "findings": findings, "msg": "\n".join(lines) or "fine"}
+        text = message(findings) or "nothing stands against it"
+        return {"changed": False, "failed": failed(findings), "findings": findings, "msg": text}

@@ -31,7 +31,7 @@ def told(verdict: Mapping[str, Any]) -> dict[str, Any]:
         "changed": False,
         "findings": findings,
         "failed": failed(findings),
-        "msg": message(findings) if failed(findings) else "nothing stands against it",
+        "msg": message(findings) or "nothing stands against it",
     }
 
 

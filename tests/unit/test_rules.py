@@ -355,6 +355,6 @@ def test_known_names_are_told_apart(known):
         (one, two)
         for one in known
         for two in known
-        if one < two and difflib.SequenceMatcher(None, one, two).ratio() > 0.93
+        if one < two and difflib.SequenceMatcher(None, one, two).ratio() > environment._ALIKE
     }
     assert alike == set()

@@ -292,7 +292,9 @@ def _address_findings(plan: Mapping[str, Any], nodes: Mapping[str, _Node], plane
         differing = [
             (device, conf[str(device)].get("address"), live[str(device)].get("address"))
             for device in planned["devices"]
-            if str(device) in conf
+            # What has no address at all is told as C11 already.
+            if device not in without
+            and str(device) in conf
             and str(device) in live
             and not live[str(device)].get("error")
             and conf[str(device)].get("address") != live[str(device)].get("address")

@@ -187,6 +187,15 @@ def test_file_that_differs_from_the_devices(kind, severity):
     assert "device 2: file 203.0.113.99, live 203.0.113.2" in item["evidence"]
 
 
+def test_a_device_that_lost_its_address_is_one_finding():
+    def lost(nodes, _results):
+        nodes["a3-01"]["npu"]["hccn_live"]["2"]["address"] = None
+
+    ids = [item["id"] for item in judge(change=lost, kind="ping")[0]]
+    assert "C11" in ids
+    assert "hccn-conf-differs" not in ids
+
+
 def test_tls_that_differs_names_the_few():
     def switched(_nodes, results):
         results["a3-03"]["devices"]["1"]["tls"]["enabled"] = True

@@ -507,18 +507,17 @@ class _Builder:
             if parallel[key] > 1:
                 argv.append([f"--{name}", str(parallel[key])])
         argv.append(["--data-parallel-size", str(parallel["data"])])
-        servers = given.get("api-server-count")
         if self._controls_ranks(pool):
             if pool["data_parallel_mode"] == "external":
                 argv.append(["--data-parallel-rank", str(parallel["start_rank"])])
             else:
                 argv.append(["--data-parallel-size-local", str(parallel["data_local"])])
-                if pool["nodes"] > 1:
-                    argv.append(["--data-parallel-start-rank", str(parallel["start_rank"])])
-                servers = 1 if servers is None and not dynamo else servers
+                argv.append(["--data-parallel-start-rank", str(parallel["start_rank"])])
             argv.append(["--data-parallel-address", parallel["address"]])
             argv.append(["--data-parallel-rpc-port", str(parallel["rpc_port"])])
-        if entry and servers is not None:
+        # One server per rank has one API process; a headless process has none.
+        servers = given.get("api-server-count") if seat.kind == "head" else None
+        if servers is not None:
             argv.append(["--api-server-count", str(servers)])
         executor = pool["executor"] or ("mp" if pool["spans"] else None)
         if executor:

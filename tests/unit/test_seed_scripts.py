@@ -42,12 +42,6 @@ CLASSES = {
         p["kind"] == "headless" and d[0] == "flag" and d[1] in ("--host", "--port") and d[3] is None
     ),
     "start-rank-explicit": lambda d, p: p["kind"] == "head" and d == ("flag", "--data-parallel-start-rank", None, 0.0),
-    "start-rank-of-one-node": lambda d, p: (
-        p["parallel"]
-        and p["parallel"]["data"] == p["parallel"]["data_local"]
-        and d == ("flag", "--data-parallel-start-rank", 0.0, None)
-    ),
-    "api-server-count": lambda d, p: p["kind"] == "head" and d == ("flag", "--api-server-count", None, 1.0),
     "defaults-explicit": lambda d, p: (
         d
         in (

@@ -33,7 +33,9 @@ def _part(schema: dict[str, Any], what: str, name: str | None) -> str:
         complete = schema["$defs"]["complete"]
         if name == "recipe":
             return _table(schema, schema, complete["required"])
-        return _table(schema, schema["$defs"][name], complete["properties"].get(name, {}).get("required", []))
+        parts = complete["properties"]
+        needs = parts.get(name) or parts.get(f"{name}s", {}).get("additionalProperties", {})
+        return _table(schema, schema["$defs"][name], needs.get("required", []))
     sys.path[:0] = [str(ROOT / "module_utils")]
     from ascent import references
 

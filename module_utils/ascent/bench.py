@@ -318,14 +318,14 @@ def judge(result: Mapping[str, Any]) -> List[Dict[str, Any]]:
 def compare(reference: Mapping[str, Any], result: Mapping[str, Any]) -> List[Dict[str, Any]]:
     """Findings (``info``) that set a result beside reference figures, where the conditions are the same.
 
-    ``reference`` is a row or ``{"rows": [row, ...]}``; a row is ``{"source", "conditions": {...}, "figures": {...}}``.
+    ``reference`` is the recipe's mapping of names to rows ``{"source", "conditions": {...}, "figures": {...}}``.
     Conditions are keys of the result's ``conditions`` and all have to be equal; figures are metric names
     (``ttft_ms`` compares means) or throughputs. A simulator's figures are never compared.
     """
     if result.get("simulated"):
         return []
     findings = []
-    for row in reference.get("rows") or ([reference] if reference.get("figures") else []):
+    for row in reference.values():
         wanted = row.get("conditions") or {}
         if not wanted or any(result["conditions"].get(key) != value for key, value in wanted.items()):
             continue

@@ -18,7 +18,10 @@ _SCRIPTS = "/etc/ascent"
 _OFFLINE = '''\
 """Offline inference: the prompts below, answered once."""
 
-from vllm import LLM, SamplingParams
+import gc
+
+{accelerator}from vllm import LLM, SamplingParams
+from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
 
 PROMPTS = {prompts}
 SAMPLING = {sampling}
@@ -29,7 +32,12 @@ def main() -> None:
     llm = LLM(**ENGINE)
     for output in llm.generate(PROMPTS, SamplingParams(**SAMPLING)):
         print(f"Prompt: {{output.prompt!r}}, Generated text: {{output.outputs[0].text!r}}")
-
+    # Whoever runs next on these devices finds their memory free.
+    del llm
+    destroy_model_parallel()
+    destroy_distributed_environment()
+    gc.collect()
+{release}
 
 # The engine starts worker processes that read this file again.
 if __name__ == "__main__":
@@ -259,6 +267,8 @@ def _client_options(scene: Scene, tool: str, args: Mapping[str, Any]) -> Dict[st
         derived = {"model": values["served_name"], **({"url": url} if url else {})}
     elif tool == "lm-eval":
         inner = {"model": values["served_name"], **({"base_url": f"{url}/v1/completions"} if url else {})}
+        # It loads the tokenizer by the model's name otherwise, and the served name is none that a hub knows.
+        inner.update({"tokenizer": values["model"]} if values["model"] != values["served_name"] else {})
         typed = args.get("model_args")
         inner.update(typed if isinstance(typed, Mapping) else {})
         text = typed if isinstance(typed, str) else ",".join(f"{key}={value}" for key, value in inner.items())
@@ -287,7 +297,10 @@ def _offline_script(scene: Scene, pool: Mapping[str, Any], given: Mapping[str, A
         # Through JSON first: only plain values reach the program.
         return pprint.pformat(json.loads(json.dumps(value)), indent=4, width=100, sort_dicts=False)
 
+    device = {"ascend": "npu", "nvidia": "cuda"}.get(scene.profile[scene.first_host(pool["name"])]["vendor"])
     return _OFFLINE.format(
+        accelerator="import torch\n" if device else "",
+        release=f"    torch.{device}.empty_cache()\n" if device else "",
         prompts=shown(given.get("prompts") or ["The future of AI is"]),
         sampling=shown(given.get("sampling") or {}),
         engine=shown(engine),

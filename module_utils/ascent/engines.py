@@ -265,7 +265,7 @@ def image_for(image: str, suffix: str, mirror: str = "") -> str:
 
 
 def cache_target(engine: str) -> str:
-    """Where the engine's image looks for downloaded weights: the cache directory of the user it runs as."""
+    """Where an engine's image, or any other, looks for downloaded weights: the cache directory of its user."""
     return "/home/dynamo/.cache" if engine == "dynamo" else "/root/.cache"
 
 

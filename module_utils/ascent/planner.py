@@ -185,7 +185,6 @@ class _Builder:
             "endpoint": self._endpoint(instances, router),
             "device_pairs": self._device_pairs(instances, processes),
             "checks": self._checks(),
-            "bench": recipe.get("bench") or {},
             "reference": recipe.get("reference") or {},
             "waived": [{"rule": rule, "reason": why} for rule, why in (recipe.get("waive") or {}).items()],
         }

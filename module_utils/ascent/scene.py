@@ -218,7 +218,7 @@ class Scene:
             "shm_size": None if ipc == "host" else given.get("shm_size", "1g"),
             "devices": [*self._device_files(profile, devices), *given.get("devices", [])],
             "gpus": "all" if profile.get("gpus") and devices else None,
-            "mounts": self._mounts(profile, given, driver=bool(devices) or image is None, more=mounts),
+            "mounts": self._mounts(profile, given, image=image, devices=devices, more=mounts),
             "privileged": bool(given.get("privileged", False)),
             "capabilities": list(given.get("capabilities", [])),
             "ulimits": {name: str(limit) for name, limit in (given.get("ulimits") or {}).items()},
@@ -241,10 +241,18 @@ class Scene:
         return files + list(profile.get("kv_transfer_devices", []) if self.recipe.get("kv_transfer") else [])
 
     def _mounts(
-        self, profile: Mapping[str, Any], given: Mapping[str, Any], *, driver: bool, more: Sequence[Mapping[str, Any]]
+        self,
+        profile: Mapping[str, Any],
+        given: Mapping[str, Any],
+        *,
+        image: Optional[str],
+        devices: Sequence[int],
+        more: Sequence[Mapping[str, Any]],
     ) -> List[Dict[str, Any]]:
+        driver = bool(devices) or image is None
         result: List[Dict[str, Any]] = [mount(text) for text in profile["mounts"]] if driver else []
-        result.append({"source": self.cache, "target": engines.cache_target(self.engine), "read_only": False})
+        target = engines.cache_target(self.engine if image is None else "")
+        result.append({"source": self.cache, "target": target, "read_only": False})
         if driver and self.recipe.get("kv_transfer"):
             result += [mount(text) for text in profile.get("kv_transfer_mounts", [])]
         path = self.model.get("path")

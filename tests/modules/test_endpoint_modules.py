@@ -132,7 +132,7 @@ def test_smoke_bench_measures_and_compares(run_module, serve):
             "concurrency": 2,
             "requests": 4,
             "slo": {"ttft_ms": 60000},
-            "reference": {"conditions": {"concurrency": 2}, "figures": {"output_throughput": 1000}},
+            "reference": {"load": {"conditions": {"concurrency": 2}, "figures": {"output_throughput": 1000}}},
             "simulated_url": [server.url + "/version"],
         },
     )

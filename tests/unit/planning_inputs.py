@@ -11,6 +11,7 @@ import yaml
 from hypothesis import strategies as st
 
 from ascent import layout
+from ascent_controller import loader
 from ascent_controller.loader import ROOT
 
 
@@ -24,8 +25,16 @@ def hardware() -> dict[str, dict[str, Any]]:
     return copy.deepcopy(_hardware())
 
 
+@functools.cache
+def _recipe(name: str) -> dict[str, Any]:
+    inputs = loader.load(name)
+    assert inputs.recipe is not None, inputs.findings
+    return inputs.recipe
+
+
 def recipe(name: str) -> dict[str, Any]:
-    return yaml.safe_load((ROOT / "recipes" / f"{name}.yml").read_text())
+    """A shipped recipe with what it extends merged in."""
+    return copy.deepcopy(_recipe(name))
 
 
 PD = "qwen3.5-397b-a17b-w8a8-pd-1p1d-a3"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -15,14 +16,25 @@ def words_of(text: str) -> list[list[str]]:
 
 
 def read_script(text: str) -> dict[str, Any]:
-    """``unset``, ``source``, ``env``, ``guarded`` (variables set behind a test for a file), ``program``, ``flags``."""
-    result: dict[str, Any] = {"unset": [], "source": [], "env": {}, "guarded": [], "program": [], "flags": {}}
+    """``unset``, ``source``, ``env``, ``program``, ``flags``; ``guarded`` are variables set behind a test for a file,
+    ``waits`` commands that have to succeed first."""
+    result: dict[str, Any] = {
+        "unset": [],
+        "source": [],
+        "env": {},
+        "guarded": [],
+        "waits": [],
+        "program": [],
+        "flags": {},
+    }
     inside = False
-    for words in words_of(text):
+    for words in words_of(re.sub(r"(?s)\ncat > \S+ <<'EOF'\n.*?\nEOF\n", "\n", text)):
         if words[0] == "if":
             inside = True
         elif words[0] == "fi":
             inside = False
+        elif words[0] == "until":
+            result["waits"].append(words[1:3])
         elif words[0] == "unset":
             result["unset"] += words[1:]
         elif words[0] == ".":
@@ -36,7 +48,7 @@ def read_script(text: str) -> dict[str, Any]:
         elif words[0] == "exec":
             result["program"], result["flags"] = split_command(words[1:])
         else:
-            assert inside or words[0] in ("echo", "exit"), f"unexpected command {words}"
+            assert inside or words[0] in ("echo", "exit", "sleep", "done", "mkdir"), f"unexpected command {words}"
     return result
 
 
@@ -74,3 +86,16 @@ def normal(value: Any) -> Any:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     return value
+
+
+def offline_program(text: str) -> dict[str, Any]:
+    """``PROMPTS``, ``SAMPLING``, ``ENGINE`` of the Python program that a script writes, and the ``calls`` it makes."""
+    match = re.search(r"(?s)\ncat > \S+\.py <<'EOF'\n(.*?\n)EOF\n", text)
+    assert match
+    tree = ast.parse(match.group(1))
+    values = {
+        statement.targets[0].id: ast.literal_eval(statement.value)
+        for statement in tree.body
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
+    }
+    return {**values, "calls": [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]}

@@ -123,7 +123,7 @@ def test_a_simulator_is_stamped_and_never_compared(behaviour):
     assert result["simulated"] is True
     assert bench.table(result)[0][0] == "simulated"
     row = {"conditions": {"concurrency": 1}, "figures": {"ttft_ms": 1}}
-    assert bench.compare(row, result) == []
+    assert bench.compare({"one": row}, result) == []
 
 
 def test_comparison_needs_the_same_conditions():
@@ -138,11 +138,11 @@ def test_comparison_needs_the_same_conditions():
         "conditions": {"concurrency": 8, "input_tokens": 128},
         "figures": {"ttft_ms": 100, "output_throughput": 100, "unknown": 3},
     }
-    findings = bench.compare({"rows": [row]}, result)
+    findings = bench.compare({"one": row}, result)
     assert [item["summary"].split(",")[0] for item in findings] == ["output_throughput: 120", "ttft_ms: 50"]
     assert {item["severity"] for item in findings} == {"info"}
-    assert bench.compare({**row, "conditions": {"concurrency": 9}}, result) == []
-    assert bench.compare({**row, "conditions": {}}, result) == []
+    assert bench.compare({"one": {**row, "conditions": {"concurrency": 9}}}, result) == []
+    assert bench.compare({"one": {**row, "conditions": {}}}, result) == []
     assert bench.compare({}, result) == []
 
 

@@ -86,14 +86,14 @@ def test_broken_keys_do_not_hide_what_else_is_wrong(root):
 
 
 def test_a_key_written_twice_is_an_error(root):
-    place = broken(root, "  seed: 1024", "  seed: 1024\n  seed: 7")
+    place = broken(root, "  max-model-len: 16384", "  max-model-len: 16384\n  max-model-len: 7")
     found = loader.load(inputs.PD, root).findings
     assert [(item["id"], item["severity"]) for item in found] == [("yaml-duplicate-key", "error")]
-    assert found[0]["evidence"].startswith(f"{place}: args.seed")
+    assert found[0]["evidence"].startswith(f"{place}: args.max-model-len")
 
 
 def test_bad_yaml_names_its_line(root):
-    place = broken(root, "  seed: 1024", "  seed: [1024")
+    place = broken(root, "  max-model-len: 16384", "  max-model-len: [16384")
     found = loader.load(inputs.PD, root).findings
     assert [item["id"] for item in found] == ["yaml-syntax"]
     assert found[0]["evidence"].split(":")[0] == place.split(":")[0]

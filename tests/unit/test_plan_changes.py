@@ -24,7 +24,7 @@ def test_every_change_is_told_with_its_node():
     recipe["pools"]["prefill"]["args"].update({"enforce-eager": None, "max-num-seqs": 65})
     recipe["pools"]["prefill"]["env"] = {"HCCL_BUFFSIZE": 1, "MORE": "x"}
     recipe["container"] = {"shm_size": "2g"}
-    recipe["jobs"] = {"measure": {"tool": "aiperf"}}
+    recipe["jobs"]["measure"] = {"tool": "aiperf"}
     recipe["router"]["on"] = "decode"
     changes = plan_changes.between(before, plan_of(recipe))
     first = changes[0]

@@ -340,7 +340,8 @@ def test_whatever_options_hold_the_rules_end_in_findings(name, args, env, bench)
     recipe = inputs.recipe(name)
     recipe["args"].update(args)
     recipe["env"].update(env)
-    recipe["bench"] = {"one": bench}
+    args = bench if isinstance(bench, dict) else {"num-prompts": bench}
+    recipe["jobs"] = {"one": {"tool": "vllm-bench", "args": args}}
     model, _ = loader._model_facts(recipe, loader.ROOT)
     for item in check(recipe, model=model):
         assert item["id"] in rules.ALL_RULES | {"waive-unneeded"}

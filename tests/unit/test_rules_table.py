@@ -64,6 +64,8 @@ OWN = {"dense": DENSE, "store": STORE, "nixl": NIXL}
 FLASH = {"enable_flashcomm1": True}
 YARN = {"rope_type": "yarn", "rope_theta": 1000000, "factor": 4, "original_max_position_embeddings": 32768}
 
+LOAD = {"load": {"source": "a page", "job": "load", "conditions": {"requests": 1}, "figures": {"ttft_ms": 1}}}
+
 
 class Case(NamedTuple):
     """``broken`` and ``sound`` are changes to a recipe, by key path; ``...`` takes a key away.
@@ -668,11 +670,18 @@ CASES = [
     Case(
         "scenario-length",
         "dense",
-        {"bench": {"long": {"random-input-len": 40000, "random-output-len": 1000}}},
-        {"bench": {"long": {"random-input-len": 3584, "random-output-len": 1536}}},
-        "bench.long = 41000",
+        {"jobs": {"long": {"tool": "vllm-bench", "args": {"random-input-len": 40000, "random-output-len": 1000}}}},
+        {"jobs": {"long": {"tool": "vllm-bench", "args": {"random-input-len": 3584, "random-output-len": 1536}}}},
+        "jobs.long.args = 41000",
     ),
     Case("scenario-length", DP2, {"checks": {"prompts": [{"prompt": "x", "max_tokens": 32768}]}}, {}, "max_tokens"),
+    Case(
+        "reference-job",
+        DP2,
+        {"reference": LOAD},
+        {"jobs": {"load": {"tool": "vllm-bench"}}, "reference": LOAD},
+        'reference.load.job = "load"',
+    ),
     Case(
         "client-model-name",
         DP2,
@@ -683,8 +692,11 @@ CASES = [
     Case(
         "prefix-caching-workload",
         SINGLE,
-        {"jobs": {"load": {"tool": "vllm-bench", "args": {"dataset-name": "random"}}}},
-        {"jobs": {"load": {"tool": "vllm-bench", "args": {"dataset-name": "random", "random-prefix-len": 512}}}},
+        {"jobs": {"load": {"tool": "vllm-bench", "args": {"dataset-name": "random"}}}, "reference": LOAD},
+        {
+            "jobs": {"load": {"tool": "vllm-bench", "args": {"dataset-name": "random", "random-prefix-len": 512}}},
+            "reference": LOAD,
+        },
         "enable-prefix-caching = true",
         "warning",
     ),

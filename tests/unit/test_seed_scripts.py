@@ -47,6 +47,49 @@ CLASSES = {
         in (
             ("flag", "--data-parallel-size", None, 1.0),
             ("flag", "--host", None, "0.0.0.0"),
+            *([("flag", "--port", None, 8000.0)] if p["kind"] == "head" else []),
+        )
+    ),
+    "ray-variables": lambda d, p: (
+        d[0] == "env"
+        and p["kind"] in ("ray-head", "ray-worker", "head")
+        and d[1] in ("HCCL_SOCKET_IFNAME", "RAY_ADDRESS")
+        and d[2] is None
+    ),
+    "ray-options": lambda d, p: (
+        p["kind"].startswith("ray-")
+        and d[0] == "flag"
+        and d[2] is None
+        and d[1]
+        in (
+            "--port",
+            "--include-dashboard",
+            "--node-ip-address",
+            "--node-manager-port",
+            "--object-manager-port",
+            "--min-worker-port",
+            "--max-worker-port",
+            "--resources",
+            "--disable-usage-stats",
+            "--block",
+        )
+    ),
+    "ray-proven": lambda d, p: d[:2] == ("wait", "ray status") and p["kind"] == "head",
+    "client-address": lambda d, p: (
+        p["kind"] == "job"
+        and (
+            (d[0] == "flag" and d[1] == "--host" and d[2] in (None, "0.0.0.0") and d[3] == p["node_ip"])
+            or (d[0] == "flag" and d[1] == "--port" and d[2] is None and d[3] == 8000.0)
+            or (d[:2] == ("model_args", "base_url") and d[3] == d[2].replace("127.0.0.1", p["node_ip"]))
+        )
+    ),
+    "client-model": lambda d, p: (
+        p["kind"] == "job"
+        and (
+            (d[0] == "flag" and d[1] == "--served-model-name" and d[2] is None and d[3].startswith("qwen3"))
+            or (d[0] == "flag" and d[1] == "--model" and d[2] == "qwen3" and d[3] == "vllm-ascend/Qwen3-235B-A22B-w8a8")
+            or d == ("flag", "--tokenizer", "vllm-ascend/Qwen3-235B-A22B-w8a8", None)
+            or d == ("model_args", "tokenizer", None, "Eco-Tech/Qwen3.5-397B-A17B-w8a8-mtp")
         )
     ),
     "preload-guarded": lambda d, p: d == ("guarded", "LD_PRELOAD", None, True),
@@ -100,8 +143,9 @@ def resolve(value: Any, wanted: dict[str, Any], plan: dict[str, Any], host: str)
         return plan["hosts"][host]["node_ip"]
     if value == "NIC":
         return plan["hosts"][host]["nic"]
-    if isinstance(value, str) and value in wanted["hosts"]:
-        return plan["hosts"][wanted["hosts"][value]]["node_ip"]
+    if isinstance(value, str) and value.split(":")[0] in wanted["hosts"]:
+        name, *port = value.split(":")
+        return ":".join([plan["hosts"][wanted["hosts"][name]]["node_ip"], *port])
     return value
 
 
@@ -115,8 +159,8 @@ def differences(part: str, seed: dict[str, Any], ours: dict[str, Any]) -> list[t
 
 def script_differences(stem: str, name: str) -> tuple[list[tuple[str, str, Any, Any]], dict[str, Any]]:
     wanted, files, plan = rendered(stem)
-    expected = wanted["processes"][name]
-    process = next(one for one in plan["processes"] if one["name"] == name)
+    expected = {**wanted["processes"], **wanted.get("jobs", {})}[name]
+    process = next(one for one in [*plan["processes"], *plan["jobs"]] if one["name"] == name)
     host = wanted["hosts"][expected["host"]]
     assert process["host"] == host
     ours = scripts.read_script(files[host][f"{name}.sh"])
@@ -131,11 +175,17 @@ def script_differences(stem: str, name: str) -> tuple[list[tuple[str, str, Any, 
     }
     seed_env = {key: scripts.normal(resolve(value, wanted, plan, host)) for key, value in expected["env"].items()}
     our_env = {key: scripts.normal(value) for key, value in ours["env"].items()}
-    found = differences("flag", bare(seed_flags), bare(ours["flags"]))
+    pairs = [
+        dict(pair.split("=", 1) for pair in flags.pop("--model_args", "").split(",") if pair)
+        for flags in (seed_flags, ours["flags"])
+    ]
+    found = differences("model_args", *pairs)
+    found += differences("flag", bare(seed_flags), bare(ours["flags"]))
     found += differences("env", seed_env, our_env)
     found += differences("unset", dict.fromkeys(expected["unset"], True), dict.fromkeys(ours["unset"], True))
     found += differences("source", {}, dict.fromkeys(ours["source"], True))
     found += differences("guarded", {}, dict.fromkeys(ours["guarded"], True))
+    found += differences("wait", {}, {" ".join(words): True for words in ours["waits"]})
     found += [("host-command", text, True, None) for text in expected.get("host_commands", [])]
     if expected["program"] != ours["program"]:
         found.append(("program", "program", expected["program"], ours["program"]))
@@ -145,7 +195,7 @@ def script_differences(stem: str, name: str) -> tuple[list[tuple[str, str, Any, 
 def container_differences(stem: str, name: str) -> tuple[list[tuple[str, str, Any, Any]], dict[str, Any]]:
     wanted, files, plan = rendered(stem)
     seed = wanted["containers"][name]
-    process = next(one for one in plan["processes"] if one["name"] == name)
+    process = next(one for one in [*plan["processes"], *plan["jobs"]] if one["name"] == name)
     command = next(
         words
         for words in scripts.words_of(files[process["host"]][f"{name}.docker.sh"])
@@ -186,7 +236,9 @@ def classes_of(found: list[tuple[str, str, Any, Any]], process: dict[str, Any]) 
     }
 
 
-SCRIPTS = [(stem, name) for stem, wanted in EXPECTATIONS.items() for name in wanted["processes"]]
+SCRIPTS = [
+    (stem, name) for stem, wanted in EXPECTATIONS.items() for name in [*wanted["processes"], *wanted.get("jobs", {})]
+]
 CONTAINERS = [(stem, name) for stem, wanted in EXPECTATIONS.items() for name in wanted.get("containers", {})]
 
 
@@ -206,6 +258,20 @@ def test_container_is_run_as_the_seed_runs_it(stem, name):
 def test_every_process_of_the_plan_is_in_the_seed(stem):
     wanted, _, plan = rendered(stem)
     assert {process["name"] for process in plan["processes"]} == set(wanted["processes"])
+
+
+def test_offline_inference_is_the_seeds():
+    wanted, files, plan = rendered("002-offline")
+    expected = wanted["offline"]
+    host = wanted["hosts"][expected["host"]]
+    text = files[host]["offline.sh"]
+    ours = scripts.offline_program(text)
+    assert ours["PROMPTS"] == expected["prompts"]
+    assert ours["SAMPLING"] == expected["sampling"]
+    assert ours["ENGINE"] == expected["engine"]
+    assert set(expected["calls"]) <= set(ours["calls"])
+    assert scripts.read_script(text)["env"] == {"ASCEND_RT_VISIBLE_DEVICES": "0,1,2,3"}
+    assert plan["processes"] == []
 
 
 def test_classes_are_those_of_the_page_and_all_occur():

@@ -185,6 +185,8 @@ class Measurement(NamedTuple):
     dataset: Optional[str]
     model: Optional[str]
     shares_prefixes: bool
+    #: Whether published figures are compared with it.
+    compared: bool = False
 
     @property
     def name(self) -> str:
@@ -297,20 +299,16 @@ class Context(NamedTuple):
 
     @property
     def measurements(self) -> List[Measurement]:
-        """Every benchmark of the recipe: ``checks.smoke_bench``, the entries of ``bench``, and jobs of client tools."""
+        """Every benchmark of the recipe: ``checks.smoke_bench`` and jobs of client tools."""
         found = []
         smoke = (self.recipe.get("checks") or {}).get("smoke_bench")
         if isinstance(smoke, Mapping):
             found.append(_measurement("recipe:checks.smoke_bench", smoke))
-        for name, entry in (self.recipe.get("bench") or {}).items():
-            if isinstance(entry, Mapping):
-                inner = entry.get("args")
-                found.append(
-                    _measurement(f"recipe:bench.{name}", {**entry, **(inner if isinstance(inner, Mapping) else {})})
-                )
+        compared = {row.get("job") for row in (self.recipe.get("reference") or {}).values() if isinstance(row, Mapping)}
         for name, job in (self.recipe.get("jobs") or {}).items():
             if job.get("tool") in ("vllm-bench", "aiperf"):
-                found.append(_measurement(f"recipe:jobs.{name}.args", job.get("args") or {}))
+                one = _measurement(f"recipe:jobs.{name}.args", job.get("args") or {})
+                found.append(one._replace(compared=name in compared))
         return found
 
     def env_of(self, pool: str) -> Dict[str, str]:

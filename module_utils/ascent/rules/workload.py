@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["CHECKS"]
 
-from typing import Iterator, Optional
+from typing import Iterator, Mapping, Optional
 
 from ..mistakes import mistake
 from ..quantities import whole_number
@@ -41,7 +41,7 @@ _MOE = "vLLM-Ascend tutorial Qwen3-235B-A22B"
     Rule(
         "prefix-caching-workload",
         "warning",
-        "prefix caching that is asked for meets a benchmark with shared prefixes",
+        "prefix caching that is asked for meets reference benchmarks with shared prefixes",
         "with random prompts it only costs memory and look-ups",
         _MOE + ", note on random datasets",
         rows=("P-PC2", "H16"),
@@ -92,7 +92,7 @@ def benchmarks_fit(context: Context) -> Iterator[Mistake]:
                 allowed=context.served_name,
                 fix="leave the model out: it is filled in",
             )
-        if measured.dataset == "random" and not measured.shares_prefixes:
+        if measured.compared and measured.dataset == "random" and not measured.shares_prefixes:
             for variant in served:
                 if variant.args.get("enable-prefix-caching") is True:
                     yield mistake(
@@ -234,4 +234,28 @@ def engine_values(context: Context) -> Iterator[Mistake]:
             )
 
 
-CHECKS = (benchmarks_fit, tokens_suffice, engine_values)
+@check(
+    Rule(
+        "reference-job",
+        "error",
+        "reference figures name a job of the recipe",
+        "a figure that nothing here measures can't be compared with",
+        "DESIGN, recipes",
+    ),
+)
+def references_are_measured(context: Context) -> Iterator[Mistake]:
+    jobs = context.recipe.get("jobs") or {}
+    for name, row in (context.recipe.get("reference") or {}).items():
+        job = row.get("job") if isinstance(row, Mapping) else None
+        if job is not None and job not in jobs:
+            yield mistake(
+                "reference-job",
+                f"reference {name} is measured by job {job}, which the recipe does not have",
+                key=f"recipe:reference.{name}.job",
+                value=job,
+                allowed=", ".join(jobs) or "no job: the recipe has none",
+                fix="name one of the jobs, or add this one",
+            )
+
+
+CHECKS = (benchmarks_fit, tokens_suffice, engine_values, references_are_measured)

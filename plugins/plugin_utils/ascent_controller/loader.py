@@ -241,7 +241,11 @@ def _complete(root: Path) -> dict[str, Any]:
                 meaning = schema["$defs"][reference.rpartition("/")[2]].get("description", "")
                 described[key] = {"description": meaning}
         for key, inner in needs.get("properties", {}).items():
-            described[key] = {**described[key], **part(inner, full["properties"][key])}
+            if "additionalProperties" in inner:
+                each = part(inner["additionalProperties"], full["properties"][key]["additionalProperties"])
+                described[key] = {**described[key], "additionalProperties": each}
+            else:
+                described[key] = {**described[key], **part(inner, full["properties"][key])}
         return {"required": needs.get("required", []), "properties": described}
 
     return part(schema["$defs"]["complete"], schema)

@@ -9,6 +9,10 @@ import shlex
 from typing import Any
 
 
+#: Options that are given once for each of several things.
+REPEATED = {"--kv-event-source"}
+
+
 def words_of(text: str) -> list[list[str]]:
     """The commands of a script as lists of words; comments and blank lines are gone, joined lines are one command."""
     joined = text.replace("\\\n", " ")
@@ -58,8 +62,8 @@ def split_command(words: list[str]) -> tuple[list[str], dict[str, Any]]:
     flags: dict[str, Any] = {}
     for one in words[first:]:
         if one.startswith("--"):
-            assert one not in flags, f"{one} is there twice"
-            flags[one] = []
+            assert one not in flags or one in REPEATED, f"{one} is there twice"
+            flags.setdefault(one, [])
             current = one
         else:
             flags[current].append(one)

@@ -16,6 +16,9 @@ STORE_FILE = "/etc/ascent/mooncake.json"
 
 _ROLES = {"prefill": "kv_producer", "decode": "kv_consumer", "serve": "kv_both"}
 
+#: How a store client moves KV cache, by the vendor of its devices.
+_STORE_PROTOCOLS = {"ascend": "ascend", "nvidia": "rdma", "cpu": "tcp"}
+
 #: What a store client needs to be told; the recipe's `config` goes over it.
 _STORE_DEFAULTS = {"metadata_server": "P2PHANDSHAKE", "device_name": "", "global_segment_size": "1GB"}
 
@@ -69,7 +72,7 @@ def events_config(seat: layout.Seat) -> Dict[str, Any]:
 def store_file(scene: Scene, host: str) -> str:
     """The configuration of the store's clients on one host, as JSON."""
     given = scene.recipe["kv_store"]
-    protocol = "ascend" if scene.profile[host]["vendor"] == "ascend" else "rdma"
+    protocol = _STORE_PROTOCOLS[scene.profile[host]["vendor"]]
     config: Dict[str, Any] = {**_STORE_DEFAULTS, "protocol": protocol}
     config["master_server_address"] = scene.values["kv_store_address"]
     config.update(references.resolve(given.get("config") or {}, scene.on_host(host)))

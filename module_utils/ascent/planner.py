@@ -274,6 +274,7 @@ class _Builder:
             "nic": host.get("nic"),
             "arch": host.get("arch"),
             "hardware": profile["name"],
+            "vendor": profile["vendor"],
             "pool": pools[0]["name"] if pools else None,
             "pools": [pool["name"] for pool in pools],
             "devices": sorted({device for process in mine for device in process["devices"]}),

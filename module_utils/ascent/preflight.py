@@ -307,6 +307,11 @@ def _proxies(plan: _Facts, host: str, node: _Facts) -> _Findings:
 # -- devices -----------------------------------------------------------------------------------------------------------
 
 
+def _has_npus(host: _Facts) -> bool:
+    """Whether the devices of a host of the plan are NPUs, which npu-smi lists and a driver of their own runs."""
+    return bool(host["vendor"] == "ascend")
+
+
 def _device_number(device: _Facts, position: int) -> int:
     """The N of ``/dev/davinciN``: the Phy-ID where the table has one, else the position."""
     return int(position if device["phy_id"] is None else device["phy_id"])
@@ -330,7 +335,7 @@ def _devices(plan: _Facts, host: str, node: _Facts) -> _Findings:
     """Missing, lost, unhealthy and occupied devices, and an image for another hardware."""
     planned = plan["hosts"][host]["devices"]
     npu = node.get("npu")
-    if not planned or npu is None:
+    if not planned or npu is None or not _has_npus(plan["hosts"][host]):
         return []
     if npu.get("info") is None:
         return [_tool_failure(host, str(npu.get("error") or "npu-smi printed nothing"))]
@@ -485,7 +490,7 @@ def _versions(plan: _Facts, host: str, node: _Facts, catalogue: Optional[_Facts]
     """The driver against the engine's release, the firmware against the driver, and an installation left half done."""
     npu = _part(node, "npu")
     driver, firmware = npu.get("driver"), npu.get("firmware")
-    if not plan["hosts"][host]["devices"]:
+    if not plan["hosts"][host]["devices"] or not _has_npus(plan["hosts"][host]):
         return []
     found = []
     if driver:

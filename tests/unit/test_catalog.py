@@ -73,12 +73,15 @@ def test_schemas_refuse_what_does_not_fit(folder, key, value):
 
 
 def test_the_servers_of_the_seeds_are_there():
-    sizes = {name: (one["devices"], one["hbm_mb"] // 1024, one["image_suffix"]) for name, one in profiles().items()}
+    sizes = {
+        name: (one["devices"], one.get("hbm_mb", 0) // 1024, one["image_suffix"]) for name, one in profiles().items()
+    }
     assert sizes == {
         "atlas-800-a2": (8, 64, ""),
         "atlas-800-a2-32g": (8, 32, ""),
         "atlas-800-a2-910b4-1": (8, 64, ""),
         "atlas-800-a3": (16, 64, "-a3"),
+        "cpu": (2, 0, ""),
         "dev-box": (1, 64, ""),
         "h200": (8, 140, ""),
     }
@@ -87,7 +90,7 @@ def test_the_servers_of_the_seeds_are_there():
 @pytest.mark.parametrize("name", sorted(profiles()))
 def test_devices_get_into_containers_one_way(name):
     profile = profiles()[name]
-    assert bool(profile["device_file"]) != bool(profile.get("gpus"))
+    assert bool(profile["device_file"]) + bool(profile.get("gpus")) + (profile["vendor"] == "cpu") == 1
     assert profile["devices"] % profile["devices_per_npu"] == 0
     if profile["vendor"] == "ascend":
         assert profile["management_devices"] == ["/dev/davinci_manager", "/dev/devmm_svm", "/dev/hisi_hdc"]

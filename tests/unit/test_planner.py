@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ascent import engines, layout, planner
+from ascent import engines, layout, planner, rules
 from ascent.errors import InputError
 from tests.unit import planning_inputs as inputs
 
@@ -233,6 +233,38 @@ def test_containers_get_their_devices_or_the_whole_node():
     assert (second["devices"], second["container"]["devices"]) == ([4, 5, 6, 7], names + managers)
     assert {"name": "ASCEND_RT_VISIBLE_DEVICES", "value": "4,5,6,7"} in second["env"]
     assert [one["ports"][0]["first"] for one in (first, second)] == [8000, 8001]
+
+
+def test_hosts_without_accelerators_run_the_engine_on_their_cores():
+    recipe = {
+        "name": "tiny",
+        "model": {"id": "tiny", "source": "local", "path": "/models/tiny"},
+        "engine": {"name": "vllm", "image": "example.org/vllm-cpu:v0.21.0"},
+        "hardware": "cpu",
+        "env": {"VLLM_CPU_KVCACHE_SPACE": 1},
+        "pools": {
+            "prefill": {"role": "prefill"},
+            "decode": {"role": "decode", "data_parallel": 4, "nodes": 2},
+        },
+        "kv_transfer": {"connector": "NixlConnector", "kv_buffer_device": "cpu"},
+        "kv_store": {"kind": "mooncake", "on": "prefill"},
+        "router": {"kind": "vllm-router", "image": "example.org/router:v0.1.17"},
+    }
+    hosts = inputs.hosts(3)
+    plan = plan_of(recipe, hosts)
+    found = rules.check(recipe, inputs.hardware(), hosts, plan)
+    assert [item for item in found if item["severity"] == "error"] == []
+    engines_of = [one for one in plan["processes"] if one["instance"]]
+    assert [one["devices"] for one in engines_of] == [[0], [0, 1], [0, 1]]
+    for one in engines_of:
+        container = one["container"]
+        assert (container["devices"], container["gpus"], container["capabilities"]) == ([], None, ["SYS_NICE"])
+        names = [item["name"] for item in one["env"]]
+        assert not any("HCCL" in name or "VISIBLE" in name for name in names)
+        assert {"GLOO_SOCKET_IFNAME", "VLLM_HOST_IP", "VLLM_NIXL_SIDE_CHANNEL_HOST"} <= set(names)
+        assert json.loads(one["files"][0]["text"])["protocol"] == "tcp"
+    assert {host["vendor"] for host in plan["hosts"].values()} == {"cpu"}
+    assert not any(text.startswith("60000") for host in plan["hosts"].values() for text in host["reserved_ports"])
 
 
 def test_mirror_cache_and_hardware_shape_the_container():

@@ -94,6 +94,15 @@ def nodes(plan):
     return {host: node(plan, host) for host in plan["hosts"]}
 
 
+def test_a_host_without_npus_is_not_asked_for_them(plan, nodes):
+    for name in plan["hosts"]:
+        nodes[name]["npu"] = {**dict.fromkeys(nodes[name]["npu"]), "error": "npu-smi: not found", "device_files": []}
+    assert {item["id"] for item in preflight.judge(plan, nodes, CATALOGUE, offsets={})} == {"A01"}
+    for name in plan["hosts"]:
+        plan["hosts"][name]["vendor"] = "cpu"
+    assert preflight.judge(plan, nodes, CATALOGUE, offsets={}) == []
+
+
 def test_ready_cluster_has_no_findings(plan, nodes):
     assert preflight.judge(plan, nodes, CATALOGUE, offsets={}) == []
 

@@ -54,7 +54,7 @@ def image_fits(context: Context) -> Iterator[Mistake]:
                 fix=f"write the tag without {platform}",
             )
         vendor = profile.get("vendor", "ascend")
-        fitting = {"ascend": ["vllm-ascend"], "nvidia": ["vllm", "dynamo"]}.get(vendor)
+        fitting = {"ascend": ["vllm-ascend"], "nvidia": ["vllm", "dynamo"], "cpu": ["vllm"]}.get(vendor)
         if fitting and context.engine_name and context.engine_name not in fitting and ("vendor", vendor) not in told:
             told.add(("vendor", vendor))
             yield mistake(

@@ -8,7 +8,6 @@ import re
 import shlex
 from typing import Any
 
-
 #: Options that are given once for each of several things.
 REPEATED = {"--kv-event-source"}
 

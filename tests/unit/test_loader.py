@@ -24,7 +24,11 @@ def root(tmp_path):
     return tmp_path
 
 
-def broken(root, old, new, name=inputs.PD):
+#: A recipe whose own file has pools and a router.
+SPLIT = "qwen3-235b-a22b-w8a8-pd-1p1d-a3"
+
+
+def broken(root, old, new, name=SPLIT):
     file = root / "recipes" / f"{name}.yml"
     text = file.read_text()
     assert old in text
@@ -59,14 +63,14 @@ def test_option_table_of_the_release_is_loaded_if_there_is_one():
         ("    nodes: 2", "    node: 2", "pools.decode.node is not a key of a recipe; did you mean nodes?", "instances"),
         ("    nodes: 2", "    nodes: two", "pools.decode.nodes has a value that doesn't fit", "type integer"),
         ("    nodes: 2", "    nodes: 0", "pools.decode.nodes has a value that doesn't fit", "1 or more"),
-        ("  kind: pd-layerwise", "  kind: layerwise", "router.kind has a value that doesn't fit", "pd, pd-layerwise"),
-        ("  HCCL_BUFFSIZE: 1536", "  HCCL_BUFFSIZE: true", "env.HCCL_BUFFSIZE has a value", "in quotes"),
+        ("  kind: pd", "  kind: layerwise", "router.kind has a value that doesn't fit", "pd, pd-layerwise"),
+        ("  HCCL_BUFFSIZE: 1024", "  HCCL_BUFFSIZE: true", "pools.decode.env.HCCL_BUFFSIZE has a value", "in quotes"),
         ("\npools:\n", "\npool:\n", "pool is not a key of a recipe; did you mean pools?", "pools"),
     ],
 )
 def test_broken_keys_are_named_with_line_and_allowed_values(root, old, new, summary, allowed):
     place = broken(root, old, new)
-    found = loader.load(inputs.PD, root).findings
+    found = loader.load(SPLIT, root).findings
     hit = next(item for item in found if item["summary"].startswith(summary))
     assert hit["id"] == "recipe-schema"
     assert hit["evidence"].startswith(place + ":")
@@ -76,25 +80,25 @@ def test_broken_keys_are_named_with_line_and_allowed_values(root, old, new, summ
 
 def test_broken_keys_do_not_hide_what_else_is_wrong(root):
     broken(root, "    nodes: 2", "    node: 2")
-    broken(root, "  kind: pd-layerwise", "  kind: pd")
+    broken(root, "  kind: pd", "  kind: pd-layerwise")
     hosts = inputs.hosts(3)
     hosts[1]["node_ip"] = hosts[0]["node_ip"]
-    plan, found = planning.prepare(inputs.PD, hosts, cluster="c", root=root)
+    plan, found = planning.prepare(SPLIT, hosts, cluster="c", root=root)
     assert plan is None
     errors = {item["id"] for item in found if item["severity"] == "error"}
     assert {"recipe-schema", "router-matches-connector", "host-address-twice"} <= errors
 
 
 def test_a_key_written_twice_is_an_error(root):
-    place = broken(root, "  max-model-len: 16384", "  max-model-len: 16384\n  max-model-len: 7")
-    found = loader.load(inputs.PD, root).findings
+    place = broken(root, "      max-num-seqs: 24", "      max-num-seqs: 24\n      max-num-seqs: 7")
+    found = loader.load(SPLIT, root).findings
     assert [(item["id"], item["severity"]) for item in found] == [("yaml-duplicate-key", "error")]
-    assert found[0]["evidence"].startswith(f"{place}: args.max-model-len")
+    assert found[0]["evidence"].startswith(f"{place}: pools.prefill.args.max-num-seqs")
 
 
 def test_bad_yaml_names_its_line(root):
-    place = broken(root, "  max-model-len: 16384", "  max-model-len: [16384")
-    found = loader.load(inputs.PD, root).findings
+    place = broken(root, "      max-num-seqs: 24", "      max-num-seqs: [24")
+    found = loader.load(SPLIT, root).findings
     assert [item["id"] for item in found] == ["yaml-syntax"]
     assert found[0]["evidence"].split(":")[0] == place.split(":")[0]
 
@@ -109,7 +113,7 @@ def test_a_file_that_is_no_recipe(root, text):
 
 def test_on_is_a_word_not_a_boolean(root):
     broken(root, '  "on": prefill', "  on: prefill")
-    loaded = loader.load(inputs.PD, root)
+    loaded = loader.load(SPLIT, root)
     assert loaded.findings == []
     assert loaded.recipe["router"]["on"] == "prefill"
 

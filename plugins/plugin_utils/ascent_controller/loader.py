@@ -361,6 +361,21 @@ def _find_recipe(recipe: str, root: Path, inputs: Inputs) -> Path | None:
     path = Path(recipe)
     if path.suffix in (".yml", ".yaml") and path.is_file():
         return path
+    if (root / "recipes" / "presets" / f"{recipe}.yml").is_file():
+        inputs.findings.append(
+            as_finding(
+                mistake(
+                    "recipe-unknown",
+                    f"{recipe} is a preset: it has values for recipes, and no model or image of its own",
+                    key="inventory:recipe",
+                    value=recipe,
+                    allowed="a recipe, or the path of a .yml file",
+                    fix=f"write a recipe with extends: {recipe}, a model, an engine and the hardware",
+                ),
+                inputs.positions,
+            )
+        )
+        return None
     near = closest(recipe, known)
     inputs.findings.append(
         as_finding(

@@ -1,43 +1,39 @@
 """Which cause is named for which log."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
 from ascent import diagnosis
 from ascent.errors import InputError
 from ascent_controller import signatures
 
 CATALOGUE = signatures.load()
+EXAMPLES = yaml.safe_load((Path(__file__).parent / "findings_examples.yml").read_text())
 
 
 def ids(findings):
     return [item["id"] for item in findings]
 
 
-@pytest.mark.parametrize(
-    ("line", "wanted"),
-    [
-        ("ImportError: libascend_hal.so: cannot open shared object file: No such file or directory", "A06"),
-        ("OSError: libatb.so: cannot open shared object file", "B02"),
-        ("undefined symbol: _ZN3atb9OperationE", "B03"),
-        (
-            "ERROR: [Errno 98] error while attempting to bind on address ('0.0.0.0', 8000): address already in use",
-            "D01",
-        ),
-        (
-            "torch.distributed.DistNetworkError: The server socket has failed to listen on any local network address",
-            "D02",
-        ),
-        ("zmq.error.ZMQError: Address already in use (addr='tcp://192.0.2.11:30000')", "E01"),
-        ("[EI0006] Getting socket times out. Reason: wait socket establish timeout", "C01"),
-        ("ValueError: No available memory for the cache blocks.", "D21"),
-        ("RuntimeError: HCCL_BUFFSIZE is too SMALL, need = 1024MB, HCCL_BUFFSIZE=200MB", "C19"),
-        ("get host ip fail by socket Ifname[enp1s0]", "C07"),
-    ],
-)
+@pytest.mark.parametrize(("line", "wanted"), [(line, key) for key in EXAMPLES for line in EXAMPLES[key]])
 def test_known_lines(line, wanted):
-    assert ids(diagnosis.diagnose(f"INFO loading\n{line}\n", CATALOGUE)) == [wanted]
+    expected = [] if wanted == "none" else [wanted]
+    assert ids(diagnosis.diagnose(f"INFO loading\n{line}\n", CATALOGUE)) == expected
+
+
+def test_every_entry_has_an_example():
+    assert {entry["id"] for entry in CATALOGUE["findings"]} == set(EXAMPLES) - {"none"}
+    assert len(CATALOGUE["findings"]) >= 80
+
+
+def test_healthy_lines_end_no_watch():
+    for line in EXAMPLES["none"]:
+        assert not [p for p in diagnosis.fatal_patterns(CATALOGUE) if re.search(p, line, re.IGNORECASE)], line
 
 
 def test_memory_held_by_others_is_told_from_our_own():
@@ -102,3 +98,9 @@ def test_bad_catalogue_is_refused_with_every_mistake(tmp_path):
     assert len(caught.value.findings) == 4
     assert "rank is 'odd'" in text
     assert "cause, fix" in text
+
+
+def test_reference_page_is_current():
+    tool = Path(__file__).parents[2] / "tools" / "findings_reference.py"
+    done = subprocess.run([sys.executable, str(tool), "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

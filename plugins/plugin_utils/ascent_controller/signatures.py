@@ -17,7 +17,7 @@ from ascent.findings import SEVERITIES, finding
 #: Where the catalogue lies in a checkout.
 DIRECTORY = Path(__file__).resolve().parents[3] / "catalog" / "findings"
 
-_REQUIRED = {"id", "rank", "severity", "stage", "summary", "signatures", "cause", "fix"}
+_REQUIRED = {"id", "name", "rank", "severity", "stage", "summary", "signatures", "cause", "fix", "source"}
 _OPTIONAL = {"fatal", "below", "exit_codes"}
 _STAGES = ("preflight", "provision", "tune", "verify", "launch", "check", "run")
 

@@ -1,0 +1,85 @@
+#!/usr/bin/env python3
+"""Write docs/reference/findings.md from the catalogue of fault signatures.
+
+python tools/findings_reference.py            write it
+python tools/findings_reference.py --check    exit 1 if it is out of date
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+TARGET = ROOT / "docs" / "reference" / "findings.md"
+
+INTRODUCTION = """\
+# Faults that logs tell of
+
+While a launch is watched, every line of every process is held against these signatures; after a failure all logs are
+searched and the first cause in time is named. In one log the kind decides: a missing library explains a timeout and
+never the reverse (library, device, port, interface, memory, link, timeout, generic). Lines that only repeat that
+something else failed are never a cause. A line that isn't fatal by itself ends no launch.
+
+Ids and names are those of the fault catalogue. Stage: where a check can stop it first.
+
+This page is generated from `catalog/findings/`: `python tools/findings_reference.py`.
+"""
+
+FAMILIES = {
+    "A": "Device access, driver, firmware",
+    "B": "Versions, images, packages",
+    "C": "HCCL and the network of the accelerators",
+    "D": "Launch, ports, processes, memory",
+    "E": "Prefill and decode apart, KV store",
+    "F": "Ray",
+}
+
+
+def document() -> str:
+    """The page, as it should be."""
+    sys.path[:0] = [str(ROOT / "module_utils"), str(ROOT / "plugins" / "plugin_utils")]
+    from ascent_controller import signatures
+
+    catalogue = signatures.load(ROOT / "catalog" / "findings")
+    lines = [INTRODUCTION]
+    for letter, title in FAMILIES.items():
+        lines += [
+            f"## {title}\n",
+            "| Id | What | Cause | Fix | Stage | Source |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+        entries = [entry for entry in catalogue["findings"] if entry["id"].startswith(letter)]
+        lines += [_row(entry) for entry in sorted(entries, key=lambda entry: str(entry["id"]))]
+        lines.append("")
+    lines += ["## Lines that are never a cause\n", *(f"- `{pattern}`" for pattern in catalogue["wrappers"])]
+    return "\n".join(lines) + "\n"
+
+
+def _row(entry: dict[str, Any]) -> str:
+    fatal = "" if entry.get("fatal", entry["severity"] == "error") else ", not fatal by itself"
+    cells = [
+        f"**{entry['id']}** {entry['name']}",
+        f"{entry['summary']}<br>{entry['rank']}{fatal}",
+        entry["cause"],
+        entry["fix"],
+        entry["stage"],
+        entry["source"],
+    ]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def main() -> int:
+    text = document()
+    if "--check" in sys.argv[1:]:
+        if TARGET.read_text(encoding="utf-8") == text:
+            return 0
+        print(f"{TARGET.relative_to(ROOT)} is out of date; run python tools/findings_reference.py", file=sys.stderr)
+        return 1
+    TARGET.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

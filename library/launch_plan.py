@@ -80,6 +80,12 @@ change_lines:
   returned: always
   type: list
   elements: str
+metrics:
+  description:
+    - For the run record. C(memory) has for every pool what one device needs, in bytes, with its C(arithmetic) in words;
+      C(known) is false, with a C(reason), where the catalogue has no figures of the model.
+  returned: when there is a plan
+  type: dict
 needs_facts:
   description: Whether the nodes have to be read before a plan can be made.
   returned: always
@@ -94,7 +100,7 @@ rendered:
   type: list
   elements: str
 summary:
-  description: The plan as lines of a table for people.
+  description: The plan as lines of a table for people, and the memory estimate of every pool.
   returned: when there is a plan
   type: list
   elements: str

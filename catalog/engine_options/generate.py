@@ -8,7 +8,8 @@ phrase that says where the tree came from. The engine builds its parser at run t
 configuration classes; this script follows the same rules on the syntax tree, so nothing needs to be installed.
 
 The result holds, for each option: `name`, `aliases`, `group`, `kind`, `optional` (the texts "None" and "" mean
-null), `nargs`, `const`, `choices`, `default`, and for `kind: config` the name of its configuration class.
+null), `nargs`, `const`, `choices`, `default`, and for `kind: config` the name of its configuration class (also for
+`kind: json` where the engine makes that class of it later).
 `configs` holds the fields of those classes, as far as a JSON value can be checked against them: accepted JSON `types`,
 `choices` where all values are listed, or `members` of an enumeration (in either case of letters).
 Kinds: flag, boolean (with a --no- form), string, integer, number, human-integer (1k, 2M), human-integer-or-auto,
@@ -286,8 +287,7 @@ def engine_options(tree: Tree) -> list[dict[str, Any]]:
     walk(method(tree, "AsyncEngineArgs", "add_cli_args"))
     for option in options:
         if option["name"] == "--speculative-config":  # parsed as JSON now, checked when the engine's config is made
-            option["kind"] = "json"
-            option.pop("config", None)
+            option |= {"kind": "json", "config": "SpeculativeConfig"}
     return options
 
 
@@ -331,7 +331,7 @@ def main() -> None:
     root, version, origin = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     tree = Tree(root)
     options = serve_options(root) + frontend_options(tree) + engine_options(tree)
-    configs = sorted({o["config"] for o in options if o.get("kind") == "config"})
+    configs = sorted({o["config"] for o in options if "config" in o})
     table = {
         "schema": 1,
         "engine": "vllm",

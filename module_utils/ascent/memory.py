@@ -79,7 +79,9 @@ def estimate(
                 result["full_bytes"] = token * length * sequences
                 words.append(f"{sequences} of them would take {_gib(token * length * sequences)}")
     result["arithmetic"] = "; ".join(words)
-    if weights > budget:
+    if budget <= 0:
+        result["allowed"] = "a gpu-memory-utilization above 0"
+    elif weights > budget:
         devices = -(-weights * tensor * pipeline // budget)
         result["allowed"] = f"{_gib(budget)} or less a device: about {devices} devices for each copy of the weights"
     elif token:

@@ -79,6 +79,6 @@ def as_finding(item: Mapping[str, Any], positions: Optional[Mapping[str, str]] =
     )
 
 
-def closest(name: str, known: Iterable[str], count: int = 3) -> List[str]:
-    """The known names that look most like ``name``, best first; empty when nothing is near."""
-    return difflib.get_close_matches(name, list(known), n=count, cutoff=0.6)
+def closest(name: str, known: Iterable[str], count: int = 3, alike: float = 0.6) -> List[str]:
+    """The known names that look most like ``name``, best first; empty when none is ``alike`` (0 to 1) enough."""
+    return difflib.get_close_matches(name, list(known), n=count, cutoff=alike)

@@ -73,7 +73,8 @@ class ActionModule(ActionBase):
         plan, findings = planning.prepare(recipe, complete, **self._settings(cluster, task_vars))
         if plan is not None and arguments["render_to"]:
             self._write(Path(arguments["render_to"]), plan, result)
-        return self._ended(result, findings + mistakes, plan, names)
+        memory = planning.memory(recipe, complete) if plan is not None else {}
+        return self._ended(result, findings + mistakes, plan, names, memory=memory)
 
     def _without_inventory(
         self, arguments: Mapping[str, Any], task_vars: Mapping[str, Any], result: dict[str, Any]
@@ -113,7 +114,8 @@ class ActionModule(ActionBase):
         plan, findings = planning.prepare(str(recipe), hosts, **{**settings, "sources": []})
         if plan is not None and arguments["render_to"]:
             self._write(Path(arguments["render_to"]), plan, result)
-        return self._ended(result, findings, plan, [host["name"] for host in hosts])
+        memory = planning.memory(str(recipe), hosts) if plan is not None else {}
+        return self._ended(result, findings, plan, [host["name"] for host in hosts], memory=memory)
 
     # -- inputs --------------------------------------------------------------------------------------------------------
 
@@ -195,6 +197,7 @@ class ActionModule(ActionBase):
         plan: dict[str, Any] | None,
         names: list[str],
         draft: dict[str, Any] | None = None,
+        memory: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> dict[str, Any]:
         """The task's result. ``draft`` is a plan with stand-ins, good for what to ask the nodes and nothing else."""
         findings = sort_findings([{**item, "stage": item["stage"] or "plan"} for item in findings])
@@ -210,7 +213,8 @@ class ActionModule(ActionBase):
         }
         if plan is not None:
             result["record"] = {"plan.json": plan}
-            result["summary"] = _summary(plan)
+            result["metrics"] = {"memory": dict(memory or {})}
+            result["summary"] = [*_summary(plan), *planning.memory_lines(memory or {})]
         return result
 
     def _write(self, folder: Path, plan: Mapping[str, Any], result: dict[str, Any]) -> None:

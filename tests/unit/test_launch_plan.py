@@ -97,6 +97,50 @@ def test_a_wrong_inventory_is_refused_with_all_mistakes(tmp_path):
         assert expected in text
 
 
+BROKEN = f"""\
+name: mine
+extends: {PD}
+args:
+  max-num-seq: 3
+  dtype: bf16
+  additional-config: {{enable_flashcom1: true}}
+kv_transfer: {{kv_bufer_device: npu}}
+router: {{kind: pd}}
+pools:
+  prefill:
+    kv_port: 63000
+    args: {{gpu-memory-utilization: "90%"}}
+  decode:
+    tensor_parallel: 3
+    args:
+      enable-prefix-caching: true
+      compilation-config: {{cudagraph_mod: FULL_DECODE_ONLY}}
+    env: {{HCCL_CONNECT_TIMEOUT: 12}}
+"""
+
+
+def test_a_broken_recipe_is_refused_with_every_mistake_at_its_place(tmp_path):
+    (tmp_path / "mine.yml").write_text(BROKEN)
+    done = run(tmp_path, "-l", "a3-cluster", "-e", "recipe=mine.yml", "-e", f"render_to={tmp_path / 'out'}")
+    assert done.returncode != 0
+    assert not (tmp_path / "out").exists()
+    text = done.stdout.replace("\\n", "\n").replace('\\"', '"')
+    for line, key, value, allowed in (
+        (4, "args.max-num-seq", "3", "--max-num-seqs"),
+        (5, "args.dtype", '"bf16"', "auto, bfloat16, float, float16, float32, half"),
+        (6, "args.additional-config.enable_flashcom1", "true", "enable_flashcomm1"),
+        (7, "kv_transfer.kv_bufer_device", '"npu"', "kv_buffer_device"),
+        (8, "router.kind", '"pd"', "pd-layerwise"),
+        (12, "pools.prefill.args.gpu-memory-utilization", '"90%"', "a number"),
+        (14, "pools.decode.tensor_parallel", "3", "sizes whose product is at most 16"),
+        (16, "pools.decode.args.enable-prefix-caching", "true", "false (the engine's own default is true)"),
+        (17, "pools.decode.args.compilation-config.cudagraph_mod", '"FULL_DECODE_ONLY"', "cudagraph_mode"),
+        (18, "pools.decode.env.HCCL_CONNECT_TIMEOUT", '"12"', "a whole number of s from 120 to 7200"),
+    ):
+        assert f"mine.yml:{line}: {key} = {value}; allowed: {allowed}" in text
+    assert text.count("fix: ") >= 10
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -162,6 +206,7 @@ def test_render_needs_no_inventory_and_says_what_changes_where(tmp_path):
     assert first.returncode == 0, first.stdout + first.stderr
     assert sorted(path.name for path in out.iterdir()) == ["node-01", "node-02", "node-03", "plan.json", "plan.svg"]
     assert "192.0.2.1" in (out / "node-01" / "prefill-0-head.sh").read_text()
+    assert "memory of one device of pool decode: weights 397e9 * 1 B" in first.stdout
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     recipe.write_text(recipe.read_text() + "pools: {decode: {args: {max-num-seqs: 31}}}\n")
     dry = run(tmp_path, *arguments, "-e", "render_hosts=3", "--check", hosts=nobody)

@@ -52,9 +52,10 @@ def test_everything_shipped_fits_its_schema():
         jsonschema.Draft202012Validator.check_schema(json.loads(path.read_text()))
 
 
-def test_option_table_of_the_release_is_loaded_if_there_is_one():
-    assert "--max-num-seqs" in loader.load(inputs.PD).options
-    assert loader.load("qwen3-235b-a22b-dp2").options is None
+def test_option_tables_of_the_release_are_loaded():
+    loaded = loader.load(inputs.PD).options
+    assert "--max-num-seqs" in [option["name"] for option in loaded["options"]]
+    assert "enable_fused_mc2" in loaded["additional_config"]["keys"]
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,21 @@ class Checker(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
 
+MEMORY = {
+    "decode": {
+        "known": True,
+        "budget_bytes": 60 * 2**30,
+        "weights_bytes": 30 * 2**30,
+        "overhead_bytes": 2**29,
+        "kv_bytes": 2**30,
+        "sequence_bytes": None,
+        "sequences": None,
+        "arithmetic": "weights 397e9 * 1 B",
+    },
+    "other": {"known": False, "reason": EVIL},
+}
+
+
 def recorded(tmp_path, *, bad=False, check_mode=False):
     record = runs.Recorder(
         tmp_path / "runs", 1_790_000_000.0, playbook="deploy.yml", arguments=[EVIL], check_mode=check_mode
@@ -67,7 +82,7 @@ def recorded(tmp_path, *, bad=False, check_mode=False):
         "record": {"plan.json": plan, "smoke_bench.json": bench},
         "answer": {"prompt": "2+2?", "text": EVIL},
         "logs": {"p": f"line\n{EVIL}\n"},
-        "metrics": {"versions": {"driver": "25.5.0"}},
+        "metrics": {"versions": {"driver": "25.5.0"}, "memory": MEMORY},
     }
     record.enter("check", 1_790_000_000.0)
     record.begin("t", EVIL, 1_790_000_001.0)

@@ -142,20 +142,6 @@ def test_quantized_weights_need_the_option():
     assert [item["id"] for item in found] == ["quantization-matches-weights"]
 
 
-@pytest.mark.parametrize(
-    ("option", "near"),
-    [("max-num-seq", "max-num-seqs"), ("max_model_lenn", "max-model-len"), ("qqqq", None)],
-)
-def test_unknown_options_get_the_nearest_one(option, near):
-    table = ["--max-num-seqs", "--max-model-len", "-tp", "--enable-prefix-caching"]
-    recipe = inputs.recipe(SINGLE)
-    recipe["args"] = {"max_model_len": 50000, "no-enable-prefix-caching": True, option: 3}
-    found = check(recipe, options=table)
-    assert [item["id"] for item in found] == ["engine-option-unknown"]
-    assert f"args.{option} = 3" in found[0]["evidence"]
-    assert found[0]["fix"] == (f"write {near}" if near else "remove it, or take a release that has it")
-
-
 def test_hosts_have_addresses_of_their_own():
     hosts = inputs.hosts(3)
     hosts[2]["node_ip"] = hosts[0]["node_ip"]

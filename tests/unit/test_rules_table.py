@@ -758,10 +758,10 @@ CASES = [
     Case("name-misspelt", DP2, {"env/HCCL_BUFSIZE": 512}, {"env/HCCL_OTHER": 512}, "allowed: HCCL_BUFFSIZE", "warning"),
     Case(
         "name-misspelt",
-        SINGLE,
-        {"args/additional-config": {"enable_flashcom1": True}},
-        {"args/additional-config": {"enable_flashcomm1": True, "enable_something": True}},
-        "additional-config.enable_flashcom1 = true",
+        "store",
+        {"kv_transfer/extra": {"lookup_rpc_prt": "0"}},
+        {"kv_transfer/extra": {"something": "0"}},
+        "kv_transfer.extra.lookup_rpc_prt",
         "warning",
     ),
     Case("proxy-variables", DP2, {"env/https_proxy": "http://192.0.2.1:3128"}, {}, "env.https_proxy"),
@@ -822,7 +822,52 @@ CASES = [
         "args.rope_scaling",
     ),
     Case("rope-unneeded", DP2, {"args/rope_scaling": YARN}, {}, "args.rope_scaling", "warning"),
+    # options of the engine
     Case("engine-option-unknown", SINGLE, {"args/max-num-seq": 3}, {"args/max_num_seqs": 3}, "args.max-num-seq = 3"),
+    Case(
+        "engine-option-unknown",
+        SINGLE,
+        {"pools/serve/overrides": [{"node": 0, "args": {"tp": 16}}]},
+        {"pools/serve/overrides": [{"node": 0, "args": {"tensor-parallel-size": 16}}]},
+        "pools.serve.overrides.0.args.tp = 16; allowed: --tensor-parallel-size",
+    ),
+    Case("engine-option-value", SINGLE, {"args/dtype": "bfloat"}, {"args/dtype": "bfloat16"}, 'args.dtype = "bfloat"'),
+    Case(
+        "engine-option-value",
+        SINGLE,
+        {"args/compilation-config": {"use_inductor_graph_partition": "yes"}},
+        {"args/compilation-config": {"use_inductor_graph_partition": True}},
+        "compilation-config.use_inductor_graph_partition",
+    ),
+    Case(
+        "engine-option-key",
+        SINGLE,
+        {"args/compilation-config": {"cudagraph_capture_size": [16]}},
+        {"args/compilation-config": {"cudagraph_capture_sizes": [16]}},
+        "compilation-config.cudagraph_capture_size = [16]; allowed: cudagraph_capture_sizes",
+    ),
+    Case(
+        "engine-option-key",
+        PD,
+        {"kv_transfer/kv_bufer_device": "npu"},
+        {"kv_transfer/kv_buffer_device": "npu"},
+        "kv_transfer.kv_bufer_device",
+    ),
+    Case(
+        "additional-config-key",
+        SINGLE,
+        {"args/additional-config": {"enable_flashcom1": True}},
+        {"args/additional-config": {"enable_flashcomm1": True}},
+        "additional-config.enable_flashcom1 = true; allowed: enable_flashcomm1",
+    ),
+    Case(
+        "additional-config-key",
+        DP2,
+        {"args/additional-config": {"enable_flashcomm1": True}},
+        {"args/additional-config": {"enable_shared_expert_dp": True}},
+        "allowed: VLLM_ASCEND_ENABLE_FLASHCOMM1 in env",
+        "warning",
+    ),
     Case("memory-weights", SINGLE, {"pools/serve/tensor_parallel": 4}, {}, "tensor_parallel = 4"),
     Case(
         "memory-weights",
@@ -871,7 +916,7 @@ def check(case: Case, changes: dict[str, Any], *, broken: bool) -> list[dict[str
     if broken and case.plan:
         assert plan is not None
         case.plan(plan)
-    options = loader._option_table(recipe, loader.ROOT)
+    options = loader.option_table(recipe["engine"])
     return rules.check(recipe, inputs.hardware(), hosts, plan, model=model, options=options)
 
 

@@ -14,7 +14,21 @@ from typing import Any, Dict, FrozenSet, Iterator, List, Mapping, Optional, Sequ
 from .. import layout
 from ..findings import sort_findings
 from ..mistakes import as_finding, closest, mistake
-from . import derived, environment, graphs, hosts, model, ports, routing, stores, transfer, workload
+from . import (
+    derived,
+    environment,
+    graphs,
+    hosts,
+    model,
+    ports,
+    routing,
+    stores,
+    transfer,
+    workload,
+)
+from . import (
+    options as engine_options,
+)
 from .model import memory_of as _memory_of
 from .registry import Check, Context, Mistake, Rule
 
@@ -30,6 +44,7 @@ GROUPS: Tuple[Tuple[str, Tuple[Check, ...]], ...] = (
     ("Workload", workload.CHECKS),
     ("Variables", environment.CHECKS),
     ("Model, image and release", model.CHECKS),
+    ("Options of the engine", engine_options.CHECKS),
 )
 
 #: Every check, in reading order.
@@ -57,15 +72,15 @@ def check(
     plan: Optional[Mapping[str, Any]] = None,
     *,
     model: Optional[Mapping[str, Any]] = None,
-    options: Optional[Sequence[str]] = None,
+    options: Optional[Mapping[str, Any]] = None,
     positions: Optional[Mapping[str, str]] = None,
 ) -> List[Dict[str, Any]]:
     """All broken rules as findings, worst first.
 
     ``plan`` is the plan of these inputs if there is one: the rules that compare ports on hosts need it. ``model`` is
-    the catalogue's entry of the recipe's model, ``options`` the option names that this engine release knows; rules that
-    need what is None are silent. ``positions`` maps key paths to ``file:line``. A finding's cause is the rule's reason,
-    unless the mistake knows better.
+    the catalogue's entry of the recipe's model, ``options`` the tables of the engine's release
+    (`ascent_controller.loader.option_table`); rules that need what is None are silent. ``positions`` maps key paths to
+    ``file:line``. A finding's cause is the rule's reason, unless the mistake knows better.
     """
     context = Context.of(recipe, hardware, hosts, plan, model, options)
     waived: Mapping[str, str] = recipe.get("waive") or {}

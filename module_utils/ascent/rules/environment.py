@@ -4,8 +4,7 @@ from __future__ import annotations
 
 __all__ = ["CHECKS"]
 
-import difflib
-from typing import Dict, Iterator, Optional, Set, Tuple
+from typing import Any, Dict, FrozenSet, Iterator, List, Mapping, Optional, Set, Tuple
 
 from ..mistakes import closest, mistake
 from ..quantities import whole_number
@@ -82,26 +81,25 @@ KNOWN = frozenset(
         "VLLM_USE_V1",
     )
 )
-#: The same of keys of additional-config.
+#: Keys of kv_connector_extra_config that connectors of vLLM-Ascend read; others go to them too.
 KNOWN_KEYS = frozenset(
     (
-        "ascend_scheduler_config",
-        "enable_cpu_binding",
-        "enable_dsa_cp",
-        "enable_flashcomm1",
-        "enable_fused_mc2",
-        "enable_mc2_hierarchy_comm",
-        "enable_mlapo",
-        "enable_prefill_mc2",
-        "expert_tensor_parallel_size",
-        "finegrained_tp_config",
-        "multistream_overlap_shared_expert",
-        "pa_shape_list",
-        "recompute_scheduler_enable",
-        "scheduler_config",
-        "torchair_graph_config",
-        "weight_nz_mode",
-        "weight_prefetch_config",
+        "backend",
+        "consumer_is_to_load",
+        "consumer_is_to_put",
+        "decode",
+        "discard_partial_chunks",
+        "load_async",
+        "lookup_rpc_port",
+        "mooncake_rpc_port",
+        "prefill",
+        "prefill_pp_layer_partition",
+        "prefill_pp_size",
+        "register_buffer",
+        "save_decode_cache",
+        "tls_config",
+        "use_ascend_direct",
+        "use_layerwise",
     )
 )
 #: How much two names look alike, from 0 to 1, for the one to be meant for the other.
@@ -247,10 +245,9 @@ def values_spelled(context: Context) -> Iterator[Mistake]:
     Rule(
         "name-misspelt",
         "warning",
-        "no variable and no key of additional-config is nearly one that the guides use",
+        "no variable and no key of kv_transfer.extra is nearly one that the guides use",
         "an unknown name is ignored in silence, so what it is meant to do doesn't happen",
-        "vLLM-Ascend tutorials and additional configuration guide",
-        rows=("C35", "C38"),
+        "vLLM-Ascend tutorials, KV pool and PD disaggregation guides",
         scope="vllm-ascend",
     ),
 )
@@ -258,12 +255,15 @@ def names_spelled(context: Context) -> Iterator[Mistake]:
     if not context.ascend:
         return
     for variant in context.variants:
-        given = [(name, variant.env_key(name), value, KNOWN) for name, value in variant.env.items()]
-        place = variant.key("additional-config")
-        config = variant.config("additional-config")
-        given += [(str(key), f"{place}.{key}", value, KNOWN_KEYS) for key, value in config.items()]
+        given: List[Tuple[str, str, Any, FrozenSet[str]]] = [
+            (name, variant.env_key(name), value, KNOWN) for name, value in variant.env.items()
+        ]
+        for place, written in variant.places:
+            extra = (written.get("kv_transfer") or {}).get("extra")
+            for key, value in (extra if isinstance(extra, Mapping) else {}).items():
+                given.append((str(key), f"recipe:{place}kv_transfer.extra.{key}", value, KNOWN_KEYS))
         for name, key, value, known in given:
-            near = [] if name in known else difflib.get_close_matches(name, sorted(known), 1, _ALIKE)
+            near = [] if name in known else closest(name, sorted(known), 1, _ALIKE)
             if near:
                 yield mistake(
                     "name-misspelt",

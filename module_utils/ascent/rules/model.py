@@ -4,11 +4,10 @@ from __future__ import annotations
 
 __all__ = ["CHECKS", "memory_of"]
 
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Set, Tuple
+from typing import Any, Dict, Iterator, Mapping, Optional, Set, Tuple
 
 from .. import engines, memory
-from ..mistakes import closest, mistake
-from ..spelling import option_name
+from ..mistakes import mistake
 from .registry import Context, Mistake, Rule, Variant, check
 
 
@@ -256,42 +255,6 @@ def _reach(values: Mapping[str, Any]) -> Optional[int]:
         return None
 
 
-@check(
-    Rule(
-        "engine-option-unknown",
-        "error",
-        "every option exists in the engine's release",
-        "the engine ends at start: unrecognized arguments",
-        "catalog/engine_options, read from the engine's own parser",
-        scope="releases with an option table",
-    ),
-)
-def options_known(context: Context) -> Iterator[Mistake]:
-    if context.options is None:
-        return
-    known = {name.lstrip("-") for name in context.options}
-    places: List[Tuple[str, Mapping[str, Any]]] = [("args", context.recipe.get("args") or {})]
-    for pool in context.pools:
-        places.append((f"pools.{pool['name']}.args", pool["args"]))
-        for index, override in enumerate(pool.get("overrides") or []):
-            places.append((f"pools.{pool['name']}.overrides.{index}.args", override.get("args") or {}))
-    for place, args in places:
-        for key, value in args.items():
-            name = option_name(str(key))
-            plain = name[3:] if name.startswith("no-") and name[3:] in engines.NEGATABLE else name
-            if plain in known or name in known or value is None:
-                continue
-            near = closest(plain, known, 1)
-            yield mistake(
-                "engine-option-unknown",
-                f"this engine release has no option --{name}" + (f"; did you mean --{near[0]}?" if near else ""),
-                key=f"recipe:{place}.{key}",
-                value=value,
-                allowed=f"--{near[0]}" if near else "an option of vllm serve (catalog/engine_options/)",
-                fix=f"write {near[0]}" if near else "remove it, or take a release that has it",
-            )
-
-
 def memory_of(context: Context) -> Iterator[Tuple[Variant, Dict[str, Any]]]:
     """The memory estimate of every pool, with its overrides, on every kind of hardware that it runs on."""
     for variant in context.variants:
@@ -352,4 +315,4 @@ def memory_suffices(context: Context) -> Iterator[Mistake]:
         )
 
 
-CHECKS = (image_fits, engine_new_enough, quantization_fits, positions_suffice, options_known, memory_suffices)
+CHECKS = (image_fits, engine_new_enough, quantization_fits, positions_suffice, memory_suffices)

@@ -204,7 +204,7 @@ class Context(NamedTuple):
     placement: layout.Placement
     plan: Optional[Mapping[str, Any]]
     model: Optional[Mapping[str, Any]]
-    options: Optional[Sequence[str]]
+    options: Optional[Mapping[str, Any]]
     variants: List[Variant]
 
     @classmethod
@@ -215,7 +215,7 @@ class Context(NamedTuple):
         hosts: Sequence[Mapping[str, Any]],
         plan: Optional[Mapping[str, Any]],
         model: Optional[Mapping[str, Any]],
-        options: Optional[Sequence[str]],
+        options: Optional[Mapping[str, Any]],
     ) -> Context:
         pools = layout.pools_of(recipe)
         variants = [variant for pool in pools for variant in _variants(recipe, pool)]

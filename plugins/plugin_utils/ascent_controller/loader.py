@@ -5,7 +5,7 @@ Everything that is wrong with a file comes back as findings; nothing here raises
 
 from __future__ import annotations
 
-__all__ = ["ROOT", "Document", "Inputs", "load", "merged", "read_inventory", "read_yaml"]
+__all__ = ["ROOT", "Document", "Inputs", "load", "merged", "option_table", "read_inventory", "read_yaml"]
 
 import functools
 import json
@@ -60,7 +60,7 @@ class Inputs:
     guessed: str | None = None
     hardware: dict[str, dict[str, Any]] = field(default_factory=dict)
     model: dict[str, Any] | None = None
-    options: list[str] | None = None
+    options: dict[str, Any] | None = None
     positions: dict[str, str] = field(default_factory=dict)
     findings: list[dict[str, Any]] = field(default_factory=list)
 
@@ -90,7 +90,7 @@ def load(recipe: str, root: Path = ROOT, positions: Mapping[str, str] | None = N
     inputs.recipe = document.data
     inputs.model, wrong = _model_facts(document.data, root)
     inputs.findings += wrong
-    inputs.options = _option_table(document.data, root)
+    inputs.options = option_table(document.data.get("engine") or {}, root)
     return inputs
 
 
@@ -516,16 +516,49 @@ def _model_facts(recipe: Mapping[str, Any], root: Path) -> tuple[dict[str, Any] 
     return found, findings
 
 
-def _option_table(recipe: Mapping[str, Any], root: Path) -> list[str] | None:
-    """Option names of the recipe's engine release, if the catalogue has a table for it (catalog/engine_options/)."""
-    engine = recipe.get("engine") or {}
-    version = engine.get("version") or image_version(str(engine.get("image", "")))
-    if version is None:
+def option_table(engine: Mapping[str, Any], root: Path = ROOT) -> dict[str, Any] | None:
+    """What the catalogue knows of the options of an engine's release (catalog/engine_options/); None if nothing.
+
+    ``engine`` is the recipe's section. The result is the table of the nearest vLLM release at or below this one, with
+    its keys ``version``, ``options``, ``configs`` and ``quantizations``, all missing if there is no such table. For
+    vllm-ascend, ``additional_config`` is added: ``keys`` that this release reads, ``exact`` (whether that is known of
+    this very release), ``releases`` and ``sections`` as in the file.
+    """
+    if engine.get("name") not in ("vllm-ascend", "vllm"):
         return None
     # vLLM-Ascend releases carry the vLLM of the same number; candidates and patches of it share its options.
-    match = re.match(r"v?(\d+\.\d+)", version)
-    path = root / "catalog" / "engine_options" / f"vllm-{match.group(1) if match else version}.json"
-    if not path.is_file():
-        return None
-    options = json.loads(path.read_text(encoding="utf-8"))["options"]
-    return [name for option in options for name in (option["name"], *option["aliases"])]
+    release = _minor(str(engine.get("version") or image_version(str(engine.get("image", ""))) or ""))
+    folder = root / "catalog" / "engine_options"
+    found: dict[str, Any] = {}
+    if release is not None:
+        tables = {_minor(path.stem.removeprefix("vllm-")): path for path in folder.glob("vllm-[0-9]*.json")}
+        fitting = [known for known in tables if known is not None and known <= release]
+        if fitting:
+            found = json.loads(tables[max(fitting)].read_text(encoding="utf-8"))
+    keys = folder / "vllm-ascend.json"
+    if engine["name"] == "vllm-ascend" and keys.is_file():
+        found["additional_config"] = _plugin_keys(json.loads(keys.read_text(encoding="utf-8")), release)
+    return found or None
+
+
+def _plugin_keys(table: Mapping[str, Any], release: tuple[int, ...] | None) -> dict[str, Any]:
+    """Keys of one release: its own, or those of its neighbours on both sides, or all of them if it isn't known."""
+    releases: dict[tuple[int, ...], list[str]] = {_minor(name) or (): keys for name, keys in table["releases"].items()}
+    if release is None:
+        near = list(releases)
+    elif release in releases:
+        near = [release]
+    else:
+        near = [max((one for one in releases if one < release), default=min(releases))]
+        near.append(min((one for one in releases if one > release), default=near[0]))
+    return {
+        "keys": sorted({key for one in near for key in releases[one]}),
+        "exact": release is not None and min(releases) <= release <= max(releases),
+        "releases": table["releases"],
+        "sections": table["sections"],
+    }
+
+
+def _minor(version: str) -> tuple[int, ...] | None:
+    match = re.match(r"v?(\d+)\.(\d+)", version)
+    return (int(match.group(1)), int(match.group(2))) if match else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["STAND_IN_ARCH", "complete_host", "prepare", "stand_ins"]
+__all__ = ["STAND_IN_ARCH", "complete_host", "memory", "memory_lines", "prepare", "stand_ins"]
 
 import contextlib
 import ipaddress
@@ -68,6 +68,25 @@ def prepare(
             broken = judge(plan)
     findings = sort_findings([{**item, "stage": "plan"} for item in findings + broken])
     return (None if failed(findings) else plan), findings
+
+
+def memory(recipe: str, hosts: Sequence[Mapping[str, Any]], root: Path = loader.ROOT) -> dict[str, dict[str, Any]]:
+    """The memory estimate of every pool of a recipe that can be planned (`rules.memory_metrics`)."""
+    inputs = loader.load(recipe, root)
+    return rules.memory_metrics(inputs.recipe or {}, inputs.hardware, hosts, inputs.model)
+
+
+def memory_lines(estimates: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The estimates as sentences, one a pool, each with its arithmetic.
+
+    >>> memory_lines({"serve": {"known": False, "reason": "no device memory"}})
+    ['memory of one device of pool serve: not estimated, no device memory']
+    """
+    return [
+        f"memory of one device of pool {pool}: "
+        + (str(one["arithmetic"]) if one["known"] else f"not estimated, {one['reason']}")
+        for pool, one in estimates.items()
+    ]
 
 
 def complete_host(host: Mapping[str, Any], facts: Mapping[str, Any] | None) -> dict[str, Any]:

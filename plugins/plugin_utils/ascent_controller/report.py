@@ -51,6 +51,7 @@ def html(run_dir: Path) -> str:
         _answer(run_dir),
         *(_bench(path) for path in sorted(run_dir.glob("*_bench.json"))),
         _plan(plan),
+        _memory(verdicts),
         _hosts(run),
         _tasks(run),
         _logs(run_dir),
@@ -381,6 +382,29 @@ def _logs(run_dir: Path) -> str:
             f"<pre>{escape(tail)}</pre></details>"
         )
     return _section("Logs", "".join(blocks))
+
+
+def _memory(verdicts: Sequence[Mapping[str, Any]]) -> str:
+    """What one device of every pool needs, in GiB, and how that was reckoned (`rules.memory_metrics`)."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for verdict in verdicts:
+        found |= verdict["metrics"].get("memory") or {}
+    rows = []
+    for pool, one in found.items():
+        sizes = [one.get(f"{key}_bytes") for key in ("budget", "weights", "overhead", "kv", "sequence")]
+        told = [None if size is None else size / 2**30 for size in sizes]
+        rows.append((pool, *told, one.get("sequences"), one["arithmetic"] if one["known"] else one["reason"]))
+    columns = [
+        "pool",
+        "usable",
+        "weights",
+        "buffers",
+        "left for KV cache",
+        "longest request",
+        "of these fit",
+        "reckoned",
+    ]
+    return _section("Memory of one device, GiB", _table(columns, rows, numeric=range(1, 7)) if rows else "")
 
 
 def _versions(run: Mapping[str, Any], plan: Mapping[str, Any] | None, verdicts: Sequence[Mapping[str, Any]]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from sandbox.lib.engine import LABEL, Engine
 from sandbox.lib.images import Builder, Images
-from sandbox.lib.node_files import archive, ascend_files, identity_files, model_files, state
+from sandbox.lib.node_files import accelerator_files, archive, identity_files, model_files, state
 from sandbox.lib.plan import Node, Sandbox, SandboxError
 
 READY_TIMEOUT_S = 90
@@ -193,7 +193,7 @@ class Cluster:
 
     def _node_archive(self, node: Node) -> bytes:
         host_key = self._host_key(node)
-        files = ascend_files(state(self.sandbox, node))
+        files = accelerator_files(state(self.sandbox, node))
         files += identity_files(
             self.sandbox,
             self.key.with_suffix(".pub").read_text(),

@@ -28,12 +28,14 @@ class Tools:
     def __init__(self, directory, state):
         self.directory, self.state = directory, state
         (directory / "leases").mkdir()
+        self.root = directory / "root"
+        (self.root / "etc").mkdir(parents=True)
 
     def run(self, tool, *arguments):
         path = self.directory / "state.json"
         if self.state is not None:
             path.write_text(json.dumps(self.state))
-        environment = {**os.environ, "ASCENT_SANDBOX_STATE": str(path)}
+        environment = {**os.environ, "ASCENT_SANDBOX_STATE": str(path), "ASCENT_SANDBOX_ROOT": str(self.root)}
         command = [sys.executable, str(NODE / tool), *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=30)
 
@@ -64,7 +66,7 @@ def a2(tmp_path):
 # -- npu-smi -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("profile", ["a2", "a3"])
+@pytest.mark.parametrize("profile", ["a2", "a3", "910b4"])
 def test_the_info_table_says_what_the_state_says(tmp_path, profile):
     tools = Tools(tmp_path, make_state(profile))
     tools.state["devices"][5].update(health="Warning", temperature_c=71, hbm_used_mb=12345)
@@ -220,7 +222,11 @@ def test_counters_and_link_changes(a3):
         (["-i", "x", "-ip", "-g"], 4, "invalid device id"),
         (["-i", "0", "-nonsense", "-g"], 3, "invalid major cmd"),
         (["-i", "0", "-ip"], 2, "total count"),
-        (["-i", "0", "-ip", "-s"], 3, "unknown option"),
+        (["-i", "0", "-link", "-s", "sideways"], 3, "unknown option"),
+        (["-i", "0", "-mac", "-s", "x"], 3, "unknown option"),
+        (["-i", "0", "-ip", "-s"], 2, "total count"),
+        (["-i", "0", "-ip", "-s", "address", "192.0.2.1", "netmask", "x"], 1, "invalid parameters"),
+        (["-i", "0", "-gateway", "-s", "gateway", "192.0.2.1"], 1, "invalid parameters"),
         (["-i", "0", "-ping", "-g", "address", "nowhere"], 1, "invalid parameters"),
     ],
 )

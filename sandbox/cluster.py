@@ -48,11 +48,15 @@ def parser() -> argparse.ArgumentParser:
     shell = verbs.add_parser("shell", parents=[common], help="open a shell on a node, or run a command there")
     shell.add_argument("node")
     shell.add_argument("command", nargs=argparse.REMAINDER)
-    verbs.add_parser("build", help="build the images and start nothing")
+    for verb, text in (("power-off", "take a node's power away"), ("power-on", "give it back and wait for the node")):
+        power = verbs.add_parser(verb, parents=[common], help=text)
+        power.add_argument("node")
+    building = verbs.add_parser("build", help="build the images and start nothing")
+    building.add_argument("--os", nargs="*", choices=plan.SUITES, default=[plan.DEFAULT_SUITE], help="Debian releases")
     return result
 
 
-def build() -> int:
+def build(suites: list[str]) -> int:
     """Builds all images on the daemon, which runs only for that unless a sandbox is up."""
     docker = engine.Engine()
     with engine.exclusive(say):
@@ -60,13 +64,11 @@ def build() -> int:
         try:
             if started:
                 docker.remove()
-            images = Builder(docker, say).build()
+            images = Builder(docker, say).build(suites)
         finally:
             if started:
                 docker.stop()
-    for name in (images.base, images.node, images.services, images.engine):
-        if name:
-            print(name)
+    print("\n".join(images.names()))
     return 0
 
 
@@ -74,7 +76,7 @@ def main() -> int:
     """Runs one verb and returns the exit code."""
     arguments = parser().parse_args()
     if arguments.verb == "build":
-        return build()
+        return build(arguments.os)
     sandbox = plan.from_inventory(arguments.inventory, arguments.cluster)
     cluster = Cluster(sandbox, CHECKOUT, engine.Engine(), say)
     if arguments.verb == "up":
@@ -83,6 +85,9 @@ def main() -> int:
     elif arguments.verb == "down":
         with engine.exclusive(say):
             cluster.down()
+    elif arguments.verb in ("power-off", "power-on"):
+        act = cluster.power_off if arguments.verb == "power-off" else cluster.power_on
+        act(cluster.node(arguments.node))
     elif arguments.verb == "shell":
         node = cluster.node(arguments.node)
         command = cluster.ssh(node, *arguments.command, options=() if arguments.command else ("-t",))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox.lib.plan import Node, Sandbox, roce_address, vnic_address
+from sandbox.lib.plan import DEFAULT_SUITE, Node, Sandbox, roce_address, vnic_address
 from sandbox.node import driver_info
 
 NODE_TOOLS = Path(__file__).resolve().parent.parent / "node"
@@ -258,16 +258,26 @@ def model_files(model: Mapping[str, Any], root: str = "/root/.cache/modelscope/h
     return files
 
 
-def identity_files(sandbox: Sandbox, authorized_key: str, host_key: bytes, host_key_public: bytes) -> list[File]:
-    """What makes the node reachable, and its only package source the site's."""
+def identity_files(
+    sandbox: Sandbox, node: Node, authorized_key: str, host_key: bytes, host_key_public: bytes
+) -> list[File]:
+    """What makes the node reachable, and its only package source the site's; its clock and its file systems."""
+    source = f"http://{sandbox.services}/{repository_directory(node.suite)}"
     return [
         File("/etc/ssh/ssh_host_ed25519_key", host_key, 0o600),
         File("/etc/ssh/ssh_host_ed25519_key.pub", host_key_public),
         File("/root/.ssh/authorized_keys", authorized_key.encode(), 0o600),
-        File("/etc/apt/sources.list", f"deb [trusted=yes] http://{sandbox.services}/debian ./\n".encode()),
+        File("/etc/apt/sources.list", f"deb [trusted=yes] {source} ./\n".encode()),
         # Package lists of the repository never go stale.
         File("/etc/apt/apt.conf.d/90sandbox", b'Acquire::Languages "none";\nAcquire::Retries "2";\n'),
+        File("/etc/sandbox/clock", struct.pack("=q", round(node.clock_offset_s * 1e9))),
+        File("/etc/sandbox/disks.json", json.dumps(dict(node.disks)).encode()),
     ]
+
+
+def repository_directory(suite: str) -> str:
+    """Where the site's web server has the packages of a release of Debian."""
+    return "debian" if suite == DEFAULT_SUITE else f"debian-{suite}"
 
 
 def archive(files: Iterable[File]) -> bytes:

@@ -33,6 +33,8 @@ import node_state
 
 PRIVATE = Path("/run/sandbox")
 CLOCK = Path("/etc/sandbox/clock")
+DISKS = Path("/etc/sandbox/disks.json")
+DISK_FILES = Path("/.sandbox-disks")
 SYSTEMD = "/sbin/init"
 NIC = "eth0"
 
@@ -301,12 +303,50 @@ def apply_addresses(state: dict[str, Any]) -> None:
     subprocess.run(["ip", "-batch", "-"], check=True, input="\n".join(commands).encode())
 
 
+def mount_disks(sizes: dict[str, int]) -> None:
+    """Makes directories file systems of a given size, in MB, that stay over a reboot. What was in them moves along.
+
+    The kernel frees the loop device with the last mount of it, however the node ends.
+    """
+    if sizes and not Path("/dev/loop-control").exists():
+        os.mknod("/dev/loop-control", 0o660 | stat.S_IFCHR, os.makedev(10, 237))
+    DISK_FILES.mkdir(mode=0o700, exist_ok=True)
+    for path, megabytes in sorted(sizes.items()):
+        directory, file = Path(path), DISK_FILES / (path.strip("/").replace("/", "-") + ".ext4")
+        directory.mkdir(parents=True, exist_ok=True)
+        fresh = not file.exists()
+        if fresh:
+            with file.open("wb") as disk:
+                disk.truncate(megabytes << 20)
+            # All of it is for use: no journal's worth of overhead, nothing kept back for root.
+            subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", str(file)], check=True)
+        for _ in range(16):
+            device = subprocess.run(["losetup", "--find"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+            if not Path(device).exists():
+                os.mknod(device, 0o660 | stat.S_IFBLK, os.makedev(7, int(device[len("/dev/loop") :])))
+            # Another node may take the same free device first; then there is a next one.
+            if subprocess.run(["losetup", device, str(file)], check=False, stderr=subprocess.DEVNULL).returncode == 0:
+                break
+        else:
+            raise BootError(f"no free loop device for {path}")
+        target = DISK_FILES / "new" if fresh else directory
+        target.mkdir(exist_ok=True)
+        subprocess.run(["mount", "-t", "ext4", device, str(target)], check=True)
+        if fresh:
+            subprocess.run(["cp", "-a", f"{directory}/.", str(target)], check=True)
+            subprocess.run(["mount", "--move", str(target), path], check=True)
+            target.rmdir()
+        # From now on the mount alone holds the device.
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
 def start() -> None:
     """Everything between an empty container and systemd."""
     with node_state.changed() as state:
         load_driver(state)
     shutil.rmtree(PRIVATE, ignore_errors=True)
     PRIVATE.mkdir(mode=0o755)
+    mount_disks(json.loads(DISKS.read_text(encoding="utf-8")))
     own_control_groups()
     cover_sysctls()
     cover_sysfs()

@@ -556,22 +556,25 @@ def main(arguments: list[str]) -> int:
     if not all_devices and not arguments[1].isdigit():
         fail("Get invalid device id.", 4)
     try:
-        state = node_state.read()
-        lock = os.open(node_state.state_path().parent / "hccn_tool.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except PermissionError:
-        fail("permission denied: pls check this cmd run permission.", 12)
-    except (node_state.StateError, OSError):
-        fail("Command execute failed!", 1)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with (node_state.state_path().parent / "hccn_tool.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return answer(arguments, node_state.read())
     except BlockingIOError:
         fail("hccn_tool is busy, please try again.", 11, stdout=True)
+    except PermissionError:
+        fail("permission denied: pls check this cmd run permission.", 12)
+    except (node_state.StateError, FileNotFoundError):
+        fail("Command execute failed!", 1)
+
+
+def answer(arguments: list[str], state: State) -> int:
+    """Does what a command line asks for, with the tool's lock held."""
     node_state.answer_for("hccn_tool", arguments, state)
     if state["faults"]["hccn_busy"]:
         fail("hccn_tool is busy, please try again.", 11, stdout=True)
     if state["driver"] is None:
         fail("Command execute failed!", 1)
-    if all_devices:
+    if arguments[0] == "-a":
         return recover() if arguments[1:] == ["-cfg", "recovery"] else fail("Get unknown option!", 3)
     device = next((each for each in state["devices"] if each["phy_id"] == int(arguments[1])), None)
     if device is None:

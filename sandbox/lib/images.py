@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import platform
 import re
 import shutil
 import subprocess
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox.lib.engine import Engine
+from sandbox.lib.engine import LABEL, Engine
 from sandbox.lib.plan import DEFAULT_SUITE, SUITES, SandboxError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -124,6 +127,23 @@ class Builder:
             if suite != DEFAULT_SUITE
         }
         return Images(base, nodes, repositories, services, self._engine(base))
+
+    def hccl_test(self, suites: Iterable[str]) -> dict[str, bytes]:
+        """The collective test programs by their paths in their folder, compiled on each of these releases of Debian."""
+        programs: dict[str, bytes] = {}
+        sources = [path for path in (ROOT / "hccl_test").iterdir() if path.is_file()]
+        for suite in sorted(suites):
+            tag = self._image("hccl_test", {"BASE": self._base(suite)}, sources)
+            container = self.engine.run("create", f"--label={LABEL}=build", tag, "true").stdout.strip()
+            try:
+                packed = self.engine.run("cp", f"{container}:/build/bin", "-", text=False).stdout
+            finally:
+                self.engine.run("rm", "--force", container)
+            with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+                for member in tar:
+                    if file := tar.extractfile(member):
+                        programs[f"bin-{suite}-{platform.machine()}/{Path(member.name).name}"] = file.read()
+        return programs
 
     def _exists(self, tag: str) -> bool:
         return self.engine.run("image", "inspect", tag, check=False).returncode == 0

@@ -42,7 +42,8 @@ NODE_OPTIONS = (
     "--cgroupns=private",
     "--tmpfs=/run",
     "--tmpfs=/run/lock",
-    "--tmpfs=/tmp",
+    # As on a server: installers unpack themselves there and run.
+    "--tmpfs=/tmp:exec",
     "--volume=/var/lib/docker",
     # For file systems of a given size: boot mounts files as disks.
     "--device-cgroup-rule=b 7:* rwm",

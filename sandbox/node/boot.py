@@ -246,7 +246,9 @@ def load_driver(state: dict[str, Any]) -> None:
     for kind, read in (("driver", driver_info.driver_package), ("firmware", driver_info.firmware_package)):
         base = installed.get(f"{kind.capitalize()}_Install_Path_Param", driver_info.DEFAULT_PATH)
         text = _text(f"{base}/{kind}/version.info")
-        state[kind] = read(text) if text else None
+        if text or kind == "driver":
+            # Firmware lives in the devices: without its files it is still the last one.
+            state[kind] = read(text) if text else None
     if state["driver"] is None:
         return
     state["tool_version"] = state["driver"]["version"]

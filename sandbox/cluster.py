@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import platform
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(CHECKOUT))
 
-from sandbox.lib import engine, plan  # noqa: E402 -- the path has to be set first
+from sandbox.lib import engine, packages, plan  # noqa: E402 -- the path has to be set first
 from sandbox.lib.images import Builder  # noqa: E402
 from sandbox.lib.lifecycle import Cluster  # noqa: E402
 
@@ -48,25 +51,60 @@ def parser() -> argparse.ArgumentParser:
     shell = verbs.add_parser("shell", parents=[common], help="open a shell on a node, or run a command there")
     shell.add_argument("node")
     shell.add_argument("command", nargs=argparse.REMAINDER)
-    verbs.add_parser("build", help="build the images and start nothing")
+    for verb, text in (("power-off", "take a node's power away"), ("power-on", "give it back and wait for the node")):
+        power = verbs.add_parser(verb, parents=[common], help=text)
+        power.add_argument("node")
+    packing = verbs.add_parser("packages", parents=[common], help="write driver, firmware and CANN packages")
+    packing.add_argument("directory", type=Path)
+    packing.add_argument("--arch", default=platform.machine(), help="the processor in their names")
+    packing.add_argument("--driver", nargs="*", default=packages.DRIVERS, metavar="VERSION")
+    packing.add_argument("--firmware", nargs="*", default=packages.FIRMWARES, metavar="VERSION")
+    packing.add_argument("--cann", nargs="*", default=packages.CANNS, metavar="VERSION")
+    packing.add_argument("--without-hccl-test", action="store_true", help="no test programs; nothing is compiled")
+    building = verbs.add_parser("build", help="build the images and start nothing")
+    building.add_argument("--os", nargs="*", choices=plan.SUITES, default=[plan.DEFAULT_SUITE], help="Debian releases")
     return result
 
 
-def build() -> int:
-    """Builds all images on the daemon, which runs only for that unless a sandbox is up."""
+@contextlib.contextmanager
+def builder() -> Iterator[Builder]:
+    """A builder of images on the daemon, which runs only for that unless a sandbox is up."""
     docker = engine.Engine()
     with engine.exclusive(say):
         started = docker.start()
         try:
             if started:
                 docker.remove()
-            images = Builder(docker, say).build()
+            yield Builder(docker, say)
         finally:
             if started:
                 docker.stop()
-    for name in (images.base, images.node, images.services, images.engine):
-        if name:
-            print(name)
+
+
+def build(suites: list[str]) -> int:
+    """Builds all images."""
+    with builder() as images:
+        print("\n".join(images.build(suites).names()))
+    return 0
+
+
+def pack(arguments: argparse.Namespace) -> int:
+    """Writes the packages that the servers of an inventory take."""
+    sandbox = plan.from_inventory(arguments.inventory, arguments.cluster)
+    programs: dict[str, bytes] = {}
+    if not arguments.without_hccl_test:
+        with builder() as images:
+            programs = images.hccl_test({node.suite for node in sandbox.nodes})
+    made = packages.for_profiles(
+        [plan.load_profile(node.profile["name"]) for node in sandbox.nodes],
+        arch=arguments.arch,
+        drivers=arguments.driver,
+        firmwares=arguments.firmware,
+        canns=arguments.cann,
+        test_programs=programs,
+    )
+    for path in packages.write(made, arguments.directory, say):
+        print(path)
     return 0
 
 
@@ -74,7 +112,9 @@ def main() -> int:
     """Runs one verb and returns the exit code."""
     arguments = parser().parse_args()
     if arguments.verb == "build":
-        return build()
+        return build(arguments.os)
+    if arguments.verb == "packages":
+        return pack(arguments)
     sandbox = plan.from_inventory(arguments.inventory, arguments.cluster)
     cluster = Cluster(sandbox, CHECKOUT, engine.Engine(), say)
     if arguments.verb == "up":
@@ -83,6 +123,9 @@ def main() -> int:
     elif arguments.verb == "down":
         with engine.exclusive(say):
             cluster.down()
+    elif arguments.verb in ("power-off", "power-on"):
+        act = cluster.power_off if arguments.verb == "power-off" else cluster.power_on
+        act(cluster.node(arguments.node))
     elif arguments.verb == "shell":
         node = cluster.node(arguments.node)
         command = cluster.ssh(node, *arguments.command, options=() if arguments.command else ("-t",))

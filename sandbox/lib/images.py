@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import platform
 import re
 import shutil
 import subprocess
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox.lib.engine import Engine
-from sandbox.lib.plan import SandboxError
+from sandbox.lib.engine import LABEL, Engine
+from sandbox.lib.plan import DEFAULT_SUITE, SUITES, SandboxError
 
 ROOT = Path(__file__).resolve().parent.parent
-SUITE = "bookworm"
 BASE_PACKAGES = ("ca-certificates", "python3")
 MIRROR_VARIABLE = "ASCENT_SANDBOX_DEBIAN_MIRROR"
 # Options of the machine's own apt that its mirror may need; they are used while building only.
@@ -26,12 +28,21 @@ REPOSITORY = "ascent-sandbox"
 
 @dataclass(frozen=True)
 class Images:
-    """Full names of the images; `engine` is None where the checkout has no sandbox/engine/Dockerfile."""
+    """Full names of the images; `engine` is None where the checkout has no sandbox/engine/Dockerfile.
+
+    By release of Debian: `nodes`, and `repositories` with the packages of releases other than the services' own.
+    """
 
     base: str
-    node: str
+    nodes: Mapping[str, str]
+    repositories: Mapping[str, str]
     services: str
     engine: str | None
+
+    def names(self) -> list[str]:
+        """The names of all."""
+        engines = [self.engine] if self.engine else []
+        return [self.base, *self.nodes.values(), *self.repositories.values(), self.services, *engines]
 
 
 def digest(parts: Iterable[bytes]) -> str:
@@ -60,10 +71,14 @@ def copy_sources(dockerfile: str) -> list[str]:
     return found
 
 
-def mirror() -> str | None:
-    """The Debian mirror to build from: the variable, or the one this machine itself uses, or debootstrap's default."""
-    if os.environ.get(MIRROR_VARIABLE):
-        return os.environ[MIRROR_VARIABLE]
+def mirror(suite: str) -> str | None:
+    """The Debian mirror to build a release from: the variable for it or for all, or the one this machine itself uses.
+
+    None: debootstrap's default. Releases leave the mirrors for the archive some time after their support has ended.
+    """
+    for variable in (f"{MIRROR_VARIABLE}_{suite.upper()}", MIRROR_VARIABLE):
+        if os.environ.get(variable):
+            return os.environ[variable]
     release = Path("/etc/os-release")
     if not release.exists() or "ID=debian" not in release.read_text().splitlines():
         return None
@@ -74,8 +89,8 @@ def mirror() -> str | None:
         text=True,
     )
     for line in shown.stdout.splitlines():
-        site, _, suite = line.partition(" ")
-        if suite == SUITE:
+        site, _, own = line.partition(" ")
+        if own in SUITES:
             return site
     return None
 
@@ -96,34 +111,64 @@ class Builder:
         """`say` is called with one line for each image that has to be built."""
         self.engine, self.say = engine, say
 
-    def build(self) -> Images:
-        """All images, built where their tag is missing."""
-        base = self._base()
-        os_image = self._image("os", {"BASE": base})
-        node = self._image("node", {"OS": os_image}, [path for path in (ROOT / "node").iterdir() if path.is_file()])
-        services = self._image("services", {"BASE": base, "OS": os_image})
-        return Images(base, node, services, self._engine(base))
+    def build(self, suites: Iterable[str] = (DEFAULT_SUITE,)) -> Images:
+        """All images that nodes of these releases of Debian need, built where their tag is missing."""
+        nodes, systems = {}, {}
+        sources = [path for path in (ROOT / "node").iterdir() if path.is_file()]
+        for suite in sorted({DEFAULT_SUITE, *suites}):
+            systems[suite] = self._image("os", {"BASE": self._base(suite)})
+            nodes[suite] = self._image("node", {"OS": systems[suite]}, sources)
+        base = self._base(DEFAULT_SUITE)
+        services = self._image("services", {"BASE": base, "OS": systems[DEFAULT_SUITE]})
+        wanted = [ROOT / "images/services" / name for name in ("packages.txt", "make_repository.py")]
+        repositories = {
+            suite: self._image("repository", {"OS": system, "SUITE": suite}, wanted, "services")
+            for suite, system in systems.items()
+            if suite != DEFAULT_SUITE
+        }
+        return Images(base, nodes, repositories, services, self._engine(base))
+
+    def hccl_test(self, suites: Iterable[str]) -> dict[str, bytes]:
+        """The collective test programs by their paths in their folder, compiled on each of these releases of Debian."""
+        programs: dict[str, bytes] = {}
+        sources = [path for path in (ROOT / "hccl_test").iterdir() if path.is_file()]
+        for suite in sorted(suites):
+            tag = self._image("hccl_test", {"BASE": self._base(suite)}, sources)
+            container = self.engine.run("create", f"--label={LABEL}=build", tag, "true").stdout.strip()
+            try:
+                packed = self.engine.run("cp", f"{container}:/build/bin", "-", text=False).stdout
+            finally:
+                self.engine.run("rm", "--force", container)
+            with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+                for member in tar:
+                    if file := tar.extractfile(member):
+                        programs[f"bin-{suite}-{platform.machine()}/{Path(member.name).name}"] = file.read()
+        return programs
 
     def _exists(self, tag: str) -> bool:
         return self.engine.run("image", "inspect", tag, check=False).returncode == 0
 
-    def _base(self) -> str:
-        site, options = mirror(), apt_options()
+    def _base(self, suite: str) -> str:
+        site, options = mirror(suite), apt_options()
         config = ROOT / "images/base/dpkg.cfg"
-        tag = f"{REPOSITORY}/base:{digest_files([config], SUITE, *BASE_PACKAGES, site or '', options)}"
+        tag = f"{REPOSITORY}/base:{digest_files([config], suite, *BASE_PACKAGES, site or '', options)}"
         if self._exists(tag):
             return tag
         if not shutil.which("debootstrap"):
             raise SandboxError("debootstrap is not installed. On Debian: sudo apt-get install debootstrap")
-        self.say(f"building the base image (Debian {SUITE}, about 40 s)")
+        self.say(f"building the base image (Debian {suite}, about 40 s)")
         with tempfile.TemporaryDirectory(dir=self.engine.root, prefix="rootfs-") as directory:
-            command = ["debootstrap", "--variant=minbase", f"--include={','.join(BASE_PACKAGES)}", SUITE, directory]
-            log = self.engine.root / "debootstrap.log"
+            command = ["debootstrap", "--variant=minbase", f"--include={','.join(BASE_PACKAGES)}", suite, directory]
+            log = self.engine.root / f"debootstrap-{suite}.log"
             with log.open("wb") as file:
                 done = subprocess.run([*command, *([site] if site else [])], check=False, stdout=file, stderr=file)
             if done.returncode:
                 tail = log.read_text(errors="replace").strip().splitlines()[-5:]
-                raise SandboxError("debootstrap failed:\n  " + "\n  ".join(tail))
+                raise SandboxError(
+                    f"debootstrap of {suite} from {site or 'its default mirror'} failed:\n  " + "\n  ".join(tail) + "\n"
+                    f"  A release that has left the mirrors is in Debian's archive: name a copy of it with "
+                    f"{MIRROR_VARIABLE}_{suite.upper()}"
+                )
             root = Path(directory)
             shutil.copy(config, root / "etc/dpkg/dpkg.cfg.d/90sandbox")
             (root / "etc/apt/apt.conf.d/99host").write_text(options)
@@ -142,8 +187,10 @@ class Builder:
         name: str,
         arguments: Mapping[str, str],
         sources: Iterable[Path] = (),
+        folder: str = "",
     ) -> str:
-        """Builds sandbox/images/`name` with the machine's apt options, and `sources` in a folder of the same name."""
+        """Builds sandbox/images/`name` with the machine's apt options, and `sources` in a folder, by default `name`."""
+        sources, folder = list(sources), folder or name
         files = [*(ROOT / "images" / name).iterdir(), *sources]
         texts = [f"{key}={value}" for key, value in arguments.items()]
         tag = f"{REPOSITORY}/{name}:{digest_files(files, *texts)}"
@@ -154,9 +201,9 @@ class Builder:
             context = Path(directory)
             shutil.copytree(ROOT / "images" / name, context, dirs_exist_ok=True)
             (context / "host-apt.conf").write_text(apt_options())
-            (context / name).mkdir()
+            (context / folder).mkdir()
             for source in sources:
-                shutil.copy(source, context / name)
+                shutil.copy(source, context / folder)
             self._docker_build(name, context, tag, arguments)
         return tag
 

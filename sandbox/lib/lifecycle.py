@@ -16,7 +16,14 @@ from typing import Any
 
 from sandbox.lib.engine import LABEL, Engine
 from sandbox.lib.images import Builder, Images
-from sandbox.lib.node_files import archive, ascend_files, identity_files, model_files, state
+from sandbox.lib.node_files import (
+    accelerator_files,
+    archive,
+    identity_files,
+    model_files,
+    repository_directory,
+    state,
+)
 from sandbox.lib.plan import Node, Sandbox, SandboxError
 
 READY_TIMEOUT_S = 90
@@ -35,8 +42,12 @@ NODE_OPTIONS = (
     "--cgroupns=private",
     "--tmpfs=/run",
     "--tmpfs=/run/lock",
-    "--tmpfs=/tmp",
+    # As on a server: installers unpack themselves there and run.
+    "--tmpfs=/tmp:exec",
     "--volume=/var/lib/docker",
+    # For file systems of a given size: boot mounts files as disks.
+    "--device-cgroup-rule=b 7:* rwm",
+    "--device-cgroup-rule=c 10:237 rwm",
     # As on a server of this size, where half of the memory may be shared; it is a limit, not a reservation.
     "--shm-size=512g",
     "--env=container=docker",
@@ -86,7 +97,7 @@ class Cluster:
             raise
 
     def _bring_up(self) -> None:
-        images = Builder(self.engine, self.say).build()
+        images = Builder(self.engine, self.say).build(node.suite for node in self.sandbox.nodes)
         present = self._own_containers()
         self._make_network()
         self._make_keys()
@@ -190,12 +201,33 @@ class Cluster:
                 logs = self.engine.run("logs", "--tail=5", self.container(SERVICES), check=False)
                 raise SandboxError(f"the site's services do not answer at {urls}: {logs.stdout}{logs.stderr}")
             time.sleep(0.1)
+        for suite, repository in images.repositories.items():
+            self._offer_packages(suite, repository)
+
+    def _offer_packages(self, suite: str, image: str) -> None:
+        """Puts the packages of a release of Debian where the site's web server finds them."""
+        services = self.container(SERVICES)
+        directory, mark = f"/srv/{repository_directory(suite)}", image.rpartition(":")[2]
+        if self.engine.run("exec", services, "test", "-e", f"{directory}/{mark}", check=False).returncode == 0:
+            return
+        source = self.engine.run("create", *self._labels(f"packages-{suite}", image), image, "true").stdout.strip()
+        try:
+            self.engine.run("exec", services, "mkdir", "-p", directory)
+            self.engine.run("cp", "-", f"{services}:{directory}", input=self._packed(source, "/srv/."), text=False)
+            self.engine.run("exec", services, "touch", f"{directory}/{mark}")
+        finally:
+            self.engine.run("rm", "--force", source)
+
+    def _packed(self, container: str, path: str) -> bytes:
+        """Files of a container as a tar archive."""
+        return self.engine.run("cp", f"{container}:{path}", "-", text=False).stdout
 
     def _node_archive(self, node: Node) -> bytes:
         host_key = self._host_key(node)
-        files = ascend_files(state(self.sandbox, node))
+        files = accelerator_files(state(self.sandbox, node))
         files += identity_files(
             self.sandbox,
+            node,
             self.key.with_suffix(".pub").read_text(),
             host_key.read_bytes(),
             host_key.with_suffix(".pub").read_bytes(),
@@ -208,7 +240,8 @@ class Cluster:
         """Makes a node that does not exist, or starts one that is stopped; True when the node is new."""
         content = self._node_archive(node)
         identity = hashlib.sha256(self.key.read_bytes() + self._host_key(node).read_bytes()).hexdigest()[:12]
-        definition = hashlib.sha256(content + images.node.encode() + repr(NODE_OPTIONS).encode()).hexdigest()[:12]
+        image = images.nodes[node.suite]
+        definition = hashlib.sha256(content + image.encode() + repr(NODE_OPTIONS).encode()).hexdigest()[:12]
         if present and present["Config"]["Labels"][f"{LABEL}.identity"] != identity:
             self.say(f"{node.name}: its keys are gone from {self.directory}; making the node anew")
             self.engine.run("rm", "--force", "--volumes", present["Id"])
@@ -234,7 +267,7 @@ class Cluster:
             *NODE_OPTIONS,
             *self._labels(node.name, definition),
             f"--label={LABEL}.identity={identity}",
-            images.node,
+            image,
         )
         self.engine.run("cp", "-", f"{name}:/", input=content, text=False)
         self.engine.run("start", name)
@@ -295,6 +328,29 @@ class Cluster:
             finally:
                 self.engine.run("rmi", "--no-prune", full, check=False)
 
+    # -- power ---------------------------------------------------------------------------------------------------------
+
+    def power_off(self, node: Node) -> None:
+        """Takes the power from a node: all its processes end at once, and nothing starts it but `power_on` or `up`."""
+        container = self._container_of(node)
+        if not container["State"]["Running"]:
+            raise SandboxError(f"{node.name} is off already")
+        self.engine.run("kill", "--signal=KILL", container["Id"])
+
+    def power_on(self, node: Node) -> None:
+        """Gives a node its power back and waits until it is up."""
+        container = self._container_of(node)
+        if container["State"]["Running"]:
+            raise SandboxError(f"{node.name} is on already")
+        self.engine.run("start", container["Id"])
+        self._wait_for(node, new=False)
+
+    def _container_of(self, node: Node) -> dict[str, Any]:
+        found = self.engine.inspect("container", [self.container(node.name)]) if self.engine.pid() else []
+        if not found:
+            raise SandboxError(f"{node.name} does not exist; `sandbox/cluster.py up` makes it")
+        return found[0]
+
     # -- down ----------------------------------------------------------------------------------------------------------
 
     def down(self) -> None:
@@ -328,6 +384,7 @@ class Cluster:
 
     def _node_status(self, node: Node, running: bool) -> dict[str, Any]:
         row: dict[str, Any] = {"node": node.name, "address": node.address, "profile": node.profile["name"]}
+        row["os"] = node.suite
         row |= {"devices": node.device_count, "state": "absent", "ssh": False}
         if not running:
             return row
@@ -337,7 +394,7 @@ class Cluster:
             row["state"] = system.stdout.strip() or "booting"
             row["ssh"] = subprocess.run(self.ssh(node, "true"), check=False, capture_output=True).returncode == 0
         elif found:
-            row["state"] = found[0]["State"]["Status"]
+            row["state"] = "off"
         return row
 
     def node(self, name: str) -> Node:

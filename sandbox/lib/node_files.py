@@ -6,12 +6,16 @@ import io
 import json
 import struct
 import tarfile
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from sandbox.lib.plan import Node, Sandbox, roce_address, vnic_address
+from sandbox.lib.plan import DEFAULT_SUITE, Node, Sandbox, roce_address, vnic_address
+from sandbox.node import driver_info
 
+NODE_TOOLS = Path(__file__).resolve().parent.parent / "node"
 HIDDEN_SIZE = 16
 SHARDS = 2
 COUNTERS = (
@@ -29,6 +33,17 @@ COUNTERS = (
     "roce_new_pkt_rty_num",
     "roce_out_of_order_num",
 )
+INSTALLED = {
+    "UserName": "HwHiAiUser",
+    "UserGroup": "HwHiAiUser",
+    "Firmware_Install_Type": "full",
+    "Firmware_Install_Path_Param": driver_info.DEFAULT_PATH,
+    "Driver_Install_Type": "full",
+    "Driver_Install_Path_Param": driver_info.DEFAULT_PATH,
+    "Driver_Install_For_All": "no",
+    "Driver_Install_Mode": "normal",
+    "Driver_Install_Status": "complete",
+}
 
 
 @dataclass(frozen=True)
@@ -48,17 +63,27 @@ def state(sandbox: Sandbox, node: Node) -> dict[str, Any]:
         "schema": 1,
         "node": node.name,
         "profile": profile["name"],
+        "accelerator": profile["accelerator"],
         "layout": profile["layout"],
         "tool_version": profile["tool_version"],
         "board": {"product": profile["product"], "serial": f"SANDBOX{node.index:06d}"},
-        "driver": dict(profile["driver"]),
-        "firmware": dict(profile["firmware"]),
+        "driver": profile["driver"] and dict(profile["driver"]),
+        "firmware": profile["firmware"] and dict(profile["firmware"]),
+        "installer": {"hot_reset": False},
+        "gpu": {"cuda_version": profile["cuda_version"]} if profile["accelerator"] == "nvidia" else None,
         "super_pod": {"id": 0, "size": profile["super_pod_size"], "server_index": node.index}
         if profile["super_pod_size"]
         else None,
         "devices": [_device(sandbox, node, phy_id) for phy_id in range(node.device_count)],
         "processes": [],
-        "faults": {"npu_smi_ret": None, "hccn_busy": False, "ping_drop_nth": {}},
+        "faults": {
+            "npu_smi_ret": None,
+            "hccn_busy": False,
+            "ping_drop_nth": {},
+            "ping_max_bytes": None,
+            "installer": None,
+            "replies": [],
+        },
     }
 
 
@@ -66,7 +91,7 @@ def _device(sandbox: Sandbox, node: Node, phy_id: int) -> dict[str, Any]:
     profile = node.profile
     npu, chip = divmod(phy_id, profile["chips_per_npu"])
     netmask = str(sandbox.subnet.netmask)
-    return {
+    device = {
         "npu_id": npu * profile["npu_id_step"],
         "chip_id": chip,
         "logic_id": phy_id,
@@ -84,25 +109,46 @@ def _device(sandbox: Sandbox, node: Node, phy_id: int) -> dict[str, Any]:
         "hbm_total_mb": profile["hbm_total_mb"],
         "sdid": (node.index << 16) + phy_id if profile["super_pod_size"] else None,
         "ecc_double_bit": 0,
-        "roce": {
-            "address": roce_address(sandbox.subnet, node.index, phy_id),
-            "netmask": netmask,
-            "link": "UP",
-            "mac": f"02:00:5e:00:{node.index:02x}:{phy_id:02x}",
-            "gateway": sandbox.gateway,
-            "netdetect": sandbox.gateway,
-            "net_health": "Success",
-            "tls": {"enabled": False, "preconfigured": True, "alarm_days": 60},
-            "mtu": 4096,
-            "speed_mbps": 200000,
-            "fec": "rs FEC mode",
-            "lldp": {"interface": f"400GE1/0/{phy_id + 1}:1", "system": "sandbox-leaf-1"},
-            "counters": dict.fromkeys(COUNTERS, 0),
-            "link_records": [],
-        },
+        "roce": _port(sandbox, node, phy_id) if profile["roce"] else None,
         "vnic": {"address": vnic_address(sandbox.subnet, node.index, phy_id), "netmask": netmask, "link": "UP"}
         if profile["vnic"]
         else None,
+    }
+    if profile["accelerator"] == "nvidia":
+        device["uuid"] = f"GPU-{uuid.uuid5(uuid.NAMESPACE_DNS, f'{node.name}-{phy_id}')}"
+        device["power_limit_w"] = profile["power_limit_w"]
+    return device
+
+
+def _port(sandbox: Sandbox, node: Node, phy_id: int) -> dict[str, Any]:
+    """The network port of a device."""
+    return {
+        "address": roce_address(sandbox.subnet, node.index, phy_id),
+        "netmask": str(sandbox.subnet.netmask),
+        "link": "UP",
+        "mac": f"02:00:5e:00:{node.index:02x}:{phy_id:02x}",
+        "gateway": sandbox.gateway,
+        "netdetect": sandbox.gateway,
+        "net_health": "Success",
+        "tls": {"enabled": False, "preconfigured": True, "alarm_days": 60},
+        "mtu": 4096,
+        "speed_mbps": 200000,
+        "duplex": "Full",
+        "fec": "rs FEC mode",
+        "optical": {
+            "present": True,
+            "vendor": "SANDBOX",
+            "serial": f"SBX{node.index:04d}{phy_id:04d}",
+            "temperature_c": 43,
+            "voltage_mv": 3296.4,
+            "tx_power_mw": [1.0461, 1.0312, 1.0627, 1.0194],
+            "rx_power_mw": [0.9127, 0.9233, 0.8976, 0.9318],
+            "tx_los": 0,
+            "rx_los": 0,
+        },
+        "lldp": {"interface": f"400GE1/0/{phy_id + 1}:1", "system": "sandbox-leaf-1"},
+        "counters": dict.fromkeys(COUNTERS, 0),
+        "link_records": [],
     }
 
 
@@ -111,56 +157,48 @@ def hccn_conf(node_state: Mapping[str, Any]) -> str:
     lines = []
     for device in node_state["devices"]:
         number, port = device["phy_id"], device["roce"]
-        lines += [f"{key}_{number}={port[key]}" for key in ("address", "netmask", "netdetect", "gateway")]
-        lines.append(f"send_arp_status_{number}=1")
-    return "\n".join(lines) + "\n"
+        if port:
+            lines += [f"{key}_{number}={port[key]}" for key in ("address", "netmask", "netdetect", "gateway")]
+            lines.append(f"send_arp_status_{number}=1")
+    return "".join(f"{line}\n" for line in lines)
 
 
-def _driver_version_info(driver: Mapping[str, Any]) -> str:
-    return (
-        f"Version={driver['version']}\n"
-        f"ascendhal_version={driver['ascendhal_version']}\n"
-        "aicpu_version=1.0\ntdt_version=1.0\nlog_version=1.0\nprof_version=2.0\ndvppkernels_version=1.1\n"
-        f"tsfw_version=1.0\nInnerversion={driver['innerversion']}\n"
-        f"compatible_version={','.join(f'[{each}]' for each in driver['compatible_version'])}\n"
-        f"compatible_version_fw=[{','.join(driver['compatible_firmware'])}]\n"
-        f"package_version={driver['version']}\n"
-    )
-
-
-def _firmware_version_info(firmware: Mapping[str, Any]) -> str:
-    prefixes = ",".join(f"[{each},{each}.]" for each in firmware["compatible_drivers"])
-    return (
-        f"Version={firmware['version']}\nfirmware_version=1.0\npackage_version={firmware['version']}\n"
-        f"compatible_version_drv={prefixes}\n"
-    )
-
-
-INSTALL_INFO = """\
-UserName=HwHiAiUser
-UserGroup=HwHiAiUser
-Firmware_Install_Type=full
-Firmware_Install_Path_Param=/usr/local/Ascend
-Driver_Install_Type=full
-Driver_Install_Path_Param=/usr/local/Ascend
-Driver_Install_For_All=no
-Driver_Install_Mode=normal
-Driver_Install_Status=complete
-"""
-
-
-def ascend_files(node_state: Mapping[str, Any]) -> list[File]:
-    """The installation of driver and firmware, as far as files go."""
+def driver_tree(driver: Mapping[str, Any]) -> list[File]:
+    """What a driver package puts on the disk, in its default place: tools, libraries, version."""
+    # The real directories hold the driver's libraries; here only their presence matters.
+    library = b"sandbox placeholder, not a library\n"
     return [
-        File("/usr/local/dcmi/state.json", (json.dumps(node_state, indent=1) + "\n").encode()),
-        File("/etc/hccn.conf", hccn_conf(node_state).encode()),
-        File("/etc/ascend_install.info", INSTALL_INFO.encode()),
-        File("/usr/local/Ascend/driver/version.info", _driver_version_info(node_state["driver"]).encode(), 0o444),
-        File("/usr/local/Ascend/firmware/version.info", _firmware_version_info(node_state["firmware"]).encode(), 0o444),
-        # The real directory holds the driver's libraries; here only its presence matters.
-        File("/usr/local/Ascend/driver/lib64/driver/libascend_hal.so", b"sandbox placeholder, not a library\n", 0o444),
-        File("/usr/local/Ascend/driver/lib64/common/libc_sec.so", b"sandbox placeholder, not a library\n", 0o444),
+        File("/usr/local/bin/npu-smi", (NODE_TOOLS / "npu_smi.py").read_bytes(), 0o755),
+        File("/usr/local/Ascend/driver/tools/hccn_tool", (NODE_TOOLS / "hccn_tool.py").read_bytes(), 0o755),
+        File("/usr/local/Ascend/driver/lib64/driver/libascend_hal.so", library, 0o444),
+        File("/usr/local/Ascend/driver/lib64/common/libc_sec.so", library, 0o444),
+        File("/usr/local/Ascend/driver/version.info", driver_info.driver_text(driver).encode(), 0o444),
     ]
+
+
+def firmware_tree(firmware: Mapping[str, Any]) -> list[File]:
+    """What a firmware package puts on the disk, in its default place."""
+    text = driver_info.firmware_text(firmware)
+    return [File("/usr/local/Ascend/firmware/version.info", text.encode(), 0o444)]
+
+
+def accelerator_files(node_state: Mapping[str, Any]) -> list[File]:
+    """The state, and the installation of the accelerator's driver as far as files go."""
+    files = [File("/usr/local/dcmi/state.json", (json.dumps(node_state, indent=1) + "\n").encode())]
+    if node_state["accelerator"] == "nvidia":
+        return [*files, File("/usr/bin/nvidia-smi", (NODE_TOOLS / "nvidia_smi.py").read_bytes(), 0o755)]
+    if conf := hccn_conf(node_state):
+        files.append(File("/etc/hccn.conf", conf.encode()))
+    installed = {}
+    if node_state["driver"]:
+        installed |= {key: value for key, value in INSTALLED.items() if key.startswith(("User", "Driver"))}
+        files += driver_tree(node_state["driver"])
+    if node_state["firmware"]:
+        installed |= {key: value for key, value in INSTALLED.items() if key.startswith(("User", "Firmware"))}
+        files += firmware_tree(node_state["firmware"])
+    if installed:
+        files.append(File(driver_info.INSTALL_INFO, driver_info.install_text(installed).encode()))
+    return files
 
 
 def safetensors(tensors: Mapping[str, tuple[int, ...]]) -> bytes:
@@ -220,16 +258,26 @@ def model_files(model: Mapping[str, Any], root: str = "/root/.cache/modelscope/h
     return files
 
 
-def identity_files(sandbox: Sandbox, authorized_key: str, host_key: bytes, host_key_public: bytes) -> list[File]:
-    """What makes the node reachable, and its only package source the site's."""
+def identity_files(
+    sandbox: Sandbox, node: Node, authorized_key: str, host_key: bytes, host_key_public: bytes
+) -> list[File]:
+    """What makes the node reachable, and its only package source the site's; its clock and its file systems."""
+    source = f"http://{sandbox.services}/{repository_directory(node.suite)}"
     return [
         File("/etc/ssh/ssh_host_ed25519_key", host_key, 0o600),
         File("/etc/ssh/ssh_host_ed25519_key.pub", host_key_public),
         File("/root/.ssh/authorized_keys", authorized_key.encode(), 0o600),
-        File("/etc/apt/sources.list", f"deb [trusted=yes] http://{sandbox.services}/debian ./\n".encode()),
+        File("/etc/apt/sources.list", f"deb [trusted=yes] {source} ./\n".encode()),
         # Package lists of the repository never go stale.
         File("/etc/apt/apt.conf.d/90sandbox", b'Acquire::Languages "none";\nAcquire::Retries "2";\n'),
+        File("/etc/sandbox/clock", struct.pack("=q", round(node.clock_offset_s * 1e9))),
+        File("/etc/sandbox/disks.json", json.dumps(dict(node.disks)).encode()),
     ]
+
+
+def repository_directory(suite: str) -> str:
+    """Where the site's web server has the packages of a release of Debian."""
+    return "debian" if suite == DEFAULT_SUITE else f"debian-{suite}"
 
 
 def archive(files: Iterable[File]) -> bytes:
@@ -241,8 +289,8 @@ def archive(files: Iterable[File]) -> bytes:
             parts = file.path.strip("/").split("/")
             for depth in range(1, len(parts)):
                 directory = "/".join(parts[:depth])
-                # Directories of the image keep the modes they have there; only the cache's are ours to make.
-                if directory not in made and directory.startswith("root/.cache"):
+                # Directories of the image keep the modes they have there; only these are ours to make.
+                if directory not in made and directory.startswith(("root/.cache", "usr/local/Ascend")):
                     made.add(directory)
                     entry = tarfile.TarInfo(directory)
                     entry.type, entry.mode = tarfile.DIRTYPE, 0o755

@@ -4,9 +4,15 @@ A sandbox is a group under `clusters` with these variables, all read as they are
 
 - `sandbox_subnet`: the network of the nodes, a /16 to /18 of 198.18.0.0/15;
 - `sandbox_services`: the address of the registry and of the package repository;
-- `sandbox_profile`: a name in `sandbox/profiles/`; a host may have its own;
+- `sandbox_profile`: a name in `sandbox/profiles/`;
+- `sandbox_os`: the release of Debian, by default bookworm;
+- `sandbox_driver`, `sandbox_firmware`: versions other than the profile's, or `none`: a server as it is delivered;
+- `sandbox_clock_offset`: seconds that a node's clock is ahead;
+- `sandbox_disks`: directories that are file systems of their own, with their sizes, such as `{/var/lib/docker: 8G}`;
 - `sandbox_engine_images`: names under which the engine image is published in the registry;
 - `sandbox_models`: weights each node already has, as `{id, config}` or just the id.
+
+A host may have its own of all but the first two and the last two.
 
 Each host needs `ansible_host`: node 198.18.0.X gives device d the addresses 198.18.X.(d+1) (RoCE) and 198.18.X.(d+129)
 (vnic, where the profile has one).
@@ -15,6 +21,7 @@ Each host needs `ansible_host`: node 198.18.0.X gives device d the addresses 198
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +32,10 @@ import yaml
 PROFILES = Path(__file__).resolve().parent.parent / "profiles"
 BENCHMARK_NETWORK = ipaddress.IPv4Network("198.18.0.0/15")
 VNIC_OFFSET = 128
+# Releases of Debian that nodes may run: Python 3.11, 3.13 and 3.9.
+SUITES = ("bookworm", "trixie", "bullseye")
+DEFAULT_SUITE = SUITES[0]
+SIZE = re.compile(r"([0-9]+)([MG])")
 
 
 class SandboxError(Exception):
@@ -33,12 +44,18 @@ class SandboxError(Exception):
 
 @dataclass(frozen=True)
 class Node:
-    """One node: its name, its number in the network, its address and its hardware profile."""
+    """One node: its name, its number in the network, its address and its hardware profile.
+
+    `disks` gives directories that are file systems of their own their sizes in MB.
+    """
 
     name: str
     index: int
     address: str
     profile: Mapping[str, Any]
+    suite: str = DEFAULT_SUITE
+    clock_offset_s: float = 0.0
+    disks: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def device_count(self) -> int:
@@ -110,7 +127,37 @@ def _node(name: str, variables: Mapping[str, Any], subnet: ipaddress.IPv4Network
     if not 3 <= offset <= last:
         low, high = subnet.network_address + 3, subnet.network_address + last
         raise SandboxError(f"{name}: ansible_host is {address}; a node of {subnet} is one of {low} to {high}")
-    return Node(name, offset, address, load_profile(str(variables["sandbox_profile"])))
+    suite = str(variables.get("sandbox_os", DEFAULT_SUITE))
+    if suite not in SUITES:
+        raise SandboxError(f"{name}: sandbox_os {suite!r} is not one of {', '.join(SUITES)}")
+    try:
+        clock = float(variables.get("sandbox_clock_offset", 0))
+    except (TypeError, ValueError):
+        raise SandboxError(f"{name}: sandbox_clock_offset is a number of seconds, such as 90 or -2.5") from None
+    disks = {path: _megabytes(name, path, size) for path, size in (variables.get("sandbox_disks") or {}).items()}
+    return Node(name, offset, address, _profile(name, variables), suite, clock, disks)
+
+
+def _profile(name: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The hardware profile of a host, with the versions that the host's variables give."""
+    profile = load_profile(str(variables["sandbox_profile"]))
+    for kind in ("driver", "firmware"):
+        version = variables.get(f"sandbox_{kind}")
+        if version is None:
+            continue
+        if not profile[kind]:
+            raise SandboxError(f"{name}: sandbox_{kind} is set, but profile {profile['name']} has no {kind}")
+        profile[kind] = None if str(version) == "none" else {**profile[kind], "version": str(version)}
+    if profile["driver"]:
+        profile["tool_version"] = profile["driver"]["version"]
+    return profile
+
+
+def _megabytes(name: str, path: str, size: Any) -> int:
+    match = SIZE.fullmatch(str(size))
+    if not match or not str(path).startswith("/") or path == "/":
+        raise SandboxError(f"{name}: sandbox_disks has {path}: {size}; wanted is a directory and a size: /var/log: 64M")
+    return int(match.group(1)) * (1024 if match.group(2) == "G" else 1)
 
 
 def _model(entry: str | Mapping[str, Any]) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ It runs before anything else in the node can, so nothing may write a knob that b
 the trees of /proc/sys and /sys that the kernel shares between containers are covered by private copies, with the
 values of a freshly started server. When one can't be covered the node does not start, and says why.
 `boot.py addresses` makes the node's addresses follow the state file, at start and after a test has changed it.
+`boot.py clock [SECONDS]` shows or sets how far the node's clock is ahead.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import os
 import shutil
 import stat
+import struct
 import subprocess
 import sys
 import uuid
@@ -22,8 +24,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-STATE = Path("/usr/local/dcmi/state.json")
+# Beside this program on a node and in the repository alike.
+sys.path.append(str(Path(__file__).resolve().parent))
+sys.path.append("/usr/local/dcmi")
+
+import driver_info
+import node_state
+
 PRIVATE = Path("/run/sandbox")
+CLOCK = Path("/etc/sandbox/clock")
+DISKS = Path("/etc/sandbox/disks.json")
+DISK_FILES = Path("/.sandbox-disks")
 SYSTEMD = "/sbin/init"
 NIC = "eth0"
 
@@ -72,7 +83,8 @@ CPUFREQ = {
 }
 # Opening one of these reaches the null device: real enough for `docker run --device`, harmless on any machine.
 NULL_DEVICE = os.makedev(1, 3)
-MANAGER_DEVICES = ("davinci_manager", "devmm_svm", "hisi_hdc")
+ASCEND_DEVICES = ("davinci_manager", "devmm_svm", "hisi_hdc")
+NVIDIA_DEVICES = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset")
 
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND = 1, 2, 4, 8, 32, 4096
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -226,10 +238,44 @@ def own_control_groups() -> None:
             remount_writable(Path(fields[4]))
 
 
+def load_driver(state: dict[str, Any]) -> None:
+    """What a start does to an Ascend node: versions on the disk become live, addresses are those of /etc/hccn.conf."""
+    if state["accelerator"] != "ascend":
+        return
+    installed = driver_info.values(_text(driver_info.INSTALL_INFO))
+    for kind, read in (("driver", driver_info.driver_package), ("firmware", driver_info.firmware_package)):
+        base = installed.get(f"{kind.capitalize()}_Install_Path_Param", driver_info.DEFAULT_PATH)
+        text = _text(f"{base}/{kind}/version.info")
+        if text or kind == "driver":
+            # Firmware lives in the devices: without its files it is still the last one.
+            state[kind] = read(text) if text else None
+    if state["driver"] is None:
+        return
+    state["tool_version"] = state["driver"]["version"]
+    configured = node_state.configuration()
+    for device in state["devices"]:
+        if device["roce"]:
+            node_state.configure(device, configured)
+
+
+def _text(path: str) -> str:
+    """The text of a file of the node, empty where there is none."""
+    found = node_state.on_node(path.lstrip("/"))
+    return found.read_text(encoding="utf-8") if found.is_file() else ""
+
+
+def device_names(state: dict[str, Any]) -> list[str]:
+    """The names below /dev of the devices of a state, and of their driver."""
+    if state["driver"] is None or not state["devices"]:
+        return []
+    if state["accelerator"] == "nvidia":
+        return [*(f"nvidia{device['phy_id']}" for device in state["devices"]), *NVIDIA_DEVICES]
+    return [*(f"davinci{device['phy_id']}" for device in state["devices"]), *ASCEND_DEVICES]
+
+
 def make_devices(state: dict[str, Any]) -> None:
-    """Device files of every device of the state, and of the driver."""
-    names = [f"davinci{device['phy_id']}" for device in state["devices"]]
-    for name in (*names, *(MANAGER_DEVICES if names else ())):
+    """Device files of every device of the state, and of the driver; none while no driver is loaded."""
+    for name in device_names(state):
         path = Path("/dev") / name
         if not path.exists():
             os.mknod(path, 0o660 | stat.S_IFCHR, NULL_DEVICE)
@@ -238,7 +284,7 @@ def make_devices(state: dict[str, Any]) -> None:
 def wanted_addresses(state: dict[str, Any]) -> set[str]:
     """The device addresses, `address/prefix`, that answer: those that are preset and whose link is up."""
     wanted = set()
-    for device in state["devices"]:
+    for device in state["devices"] if state["driver"] else ():
         for port in (device["roce"], device["vnic"]):
             if port and port["address"] and port["link"] == "UP":
                 wanted.add(str(ipaddress.IPv4Interface(f"{port['address']}/{port['netmask']}")))
@@ -259,11 +305,50 @@ def apply_addresses(state: dict[str, Any]) -> None:
     subprocess.run(["ip", "-batch", "-"], check=True, input="\n".join(commands).encode())
 
 
+def mount_disks(sizes: dict[str, int]) -> None:
+    """Makes directories file systems of a given size, in MB, that stay over a reboot. What was in them moves along.
+
+    The kernel frees the loop device with the last mount of it, however the node ends.
+    """
+    if sizes and not Path("/dev/loop-control").exists():
+        os.mknod("/dev/loop-control", 0o660 | stat.S_IFCHR, os.makedev(10, 237))
+    DISK_FILES.mkdir(mode=0o700, exist_ok=True)
+    for path, megabytes in sorted(sizes.items()):
+        directory, file = Path(path), DISK_FILES / (path.strip("/").replace("/", "-") + ".ext4")
+        directory.mkdir(parents=True, exist_ok=True)
+        fresh = not file.exists()
+        if fresh:
+            with file.open("wb") as disk:
+                disk.truncate(megabytes << 20)
+            # All of it is for use: no journal's worth of overhead, nothing kept back for root.
+            subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", str(file)], check=True)
+        for _ in range(16):
+            device = subprocess.run(["losetup", "--find"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+            if not Path(device).exists():
+                os.mknod(device, 0o660 | stat.S_IFBLK, os.makedev(7, int(device[len("/dev/loop") :])))
+            # Another node may take the same free device first; then there is a next one.
+            if subprocess.run(["losetup", device, str(file)], check=False, stderr=subprocess.DEVNULL).returncode == 0:
+                break
+        else:
+            raise BootError(f"no free loop device for {path}")
+        target = DISK_FILES / "new" if fresh else directory
+        target.mkdir(exist_ok=True)
+        subprocess.run(["mount", "-t", "ext4", device, str(target)], check=True)
+        if fresh:
+            subprocess.run(["cp", "-a", f"{directory}/.", str(target)], check=True)
+            subprocess.run(["mount", "--move", str(target), path], check=True)
+            target.rmdir()
+        # From now on the mount alone holds the device.
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
 def start() -> None:
     """Everything between an empty container and systemd."""
-    state = json.loads(STATE.read_text(encoding="utf-8"))
+    with node_state.changed() as state:
+        load_driver(state)
     shutil.rmtree(PRIVATE, ignore_errors=True)
     PRIVATE.mkdir(mode=0o755)
+    mount_disks(json.loads(DISKS.read_text(encoding="utf-8")))
     own_control_groups()
     cover_sysctls()
     cover_sysfs()
@@ -272,17 +357,48 @@ def start() -> None:
     apply_addresses(state)
 
 
+def load() -> None:
+    """Loads the driver that is on the disk, as a start does, and gives the node its devices and their addresses."""
+    with node_state.changed() as state:
+        load_driver(state)
+    make_devices(state)
+    apply_addresses(state)
+
+
+def clock(arguments: list[str]) -> None:
+    """Sets how many seconds the node's clock is ahead, where that is given, and prints how many it is.
+
+    Eight bytes, nanoseconds as a signed number, that the library in /etc/ld.so.preload maps into every process.
+    """
+    if arguments:
+        ahead = round(float(arguments[0]) * 1e9)
+        # In place: running processes have this very file mapped.
+        with CLOCK.open("r+b") as file:
+            file.write(struct.pack("=q", ahead))
+    print(struct.unpack("=q", CLOCK.read_bytes())[0] / 1e9)
+
+
 def main(arguments: list[str]) -> int:
     """Runs `start` and becomes systemd, or one of the parts a test may ask for."""
+    parts = {"addresses": lambda: apply_addresses(node_state.read()), "load": load}
     try:
-        if arguments == ["addresses"]:
-            apply_addresses(json.loads(STATE.read_text(encoding="utf-8")))
+        if arguments[:1] == ["clock"] and len(arguments) <= 2:
+            clock(arguments[1:])
+            return 0
+        if arguments:
+            parts[arguments[0]]()
             return 0
         start()
-    except (BootError, OSError, ValueError, KeyError, subprocess.CalledProcessError) as error:
+    except (BootError, OSError, ValueError, KeyError, node_state.StateError, subprocess.CalledProcessError) as error:
         print(f"sandbox node: not started: {error}", file=sys.stderr, flush=True)
         return 1
-    return os.execv(SYSTEMD, [SYSTEMD])  # noqa: S606 -- a fixed path, as the first program of a host
+    # With arguments of its own where systemd has to be told about the machine below.
+    return os.execv(SYSTEMD, [SYSTEMD, *system_arguments()])  # noqa: S606 -- a fixed path, as the first program of a host
+
+
+def system_arguments() -> list[str]:
+    """What systemd reads as the kernel's command line: releases from 256 on refuse the older control groups untold."""
+    return [] if Path("/sys/fs/cgroup/cgroup.controllers").exists() else ["SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1"]
 
 
 if __name__ == "__main__":

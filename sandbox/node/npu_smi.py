@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any, NoReturn
 
@@ -20,12 +21,17 @@ Device = dict[str, Any]
 START_UP_FAILURES = {
     -8020: "dcmi model initialized failed, because the device is used. ret is -8020",
 }
-RULE = "+" + "-" * 96 + "+"
-HEAVY_RULE = "+" + "=" * 27 + "+" + "=" * 15 + "+" + "=" * 52 + "+"
-LIGHT_RULE = "+" + "-" * 27 + "+" + "-" * 15 + "+" + "-" * 52 + "+"
+# The widths of the cells of a device row and of a process row, blanks included, by layout and by release of the tool.
+WIDTHS = {
+    "98": ([27, 15, 52], [27, 15, 26, 25]),
+    "99": ([27, 15, 53], [27, 17, 26, 24]),
+    "106": ([31, 17, 54], [31, 17, 28, 25]),
+    "116": ([33, 21, 58], [22, 15, 25, 25, 23]),
+}
 USAGE = """Usage: npu-smi info [OPTION]...
 
 Options:
+  -h                 Shows this
   -l                 Lists the NPU cards of this server
   -m                 Lists the mapping of NPUs, chips and logic ids
   -t TYPE [-i NPU [-c CHIP]]   TYPE: board, health, usages, ecc, topo, spod-info, proc-mem
@@ -51,75 +57,135 @@ def key_line(key: str, value: object, width: int = 30) -> str:
     return f"\t{key:<{width}} : {value}"
 
 
+def style(state: State) -> str:
+    """Which of WIDTHS the tool of this release prints in this layout."""
+    if state["layout"] in ("310p", "950"):
+        return {"310p": "106", "950": "99"}[state["layout"]]
+    major = int(re.match(r"[0-9]*", state["tool_version"]).group() or 0)
+    return "116" if major >= 26 else "98" if major >= 24 else "99"
+
+
+def rule(widths: list[int], mark: str = "=") -> str:
+    """A line between rows, with a cross at each bar."""
+    return "+" + "+".join(mark * width for width in widths) + "+"
+
+
+def row(cells: list[str], widths: list[int]) -> str:
+    """Cells between bars, each with a blank before it."""
+    return "|" + "|".join(f" {cell:<{width - 1}}" for cell, width in zip(cells, widths)) + "|"
+
+
+def device_rows(device: Device, state: State, used: int) -> tuple[list[str], list[str]]:
+    """The cells of the two rows of one device, of whose memory `used` MB are taken."""
+    layout = state["layout"]
+    pages_used, pages = device["hugepages"]
+    digits = 5 if style(state) in ("98", "116") else 6
+    silent = "NA" if layout == "310p" else "-"
+    power = silent if device["power_w"] is None else f"{device['power_w']:.1f}"
+    temperature, aicore, total = device["temperature_c"], device["aicore_percent"], device["hbm_total_mb"]
+    if layout == "310p":
+        return (
+            [
+                f"{device['npu_id']:<7} {device['name']}",
+                device["health"],
+                f"{power:<12} {temperature:<17} {pages_used:<{digits}}/ {pages}",
+            ],
+            [f"{device['chip_id']:<7} {device['phy_id']}", device["bus_id"], f"{aicore:<12} {used:<5}/ {total}"],
+        )
+    place = {"a2": f"{device['chip_id']}", "a3": f"{device['chip_id']:<5} {device['phy_id']}", "950": ""}[layout]
+    return (
+        [
+            f"{device['npu_id']:<5} {device['name']}",
+            device["health"],
+            f"{power:<11} {temperature:<17} {pages_used:<{digits}}/ {pages}",
+        ],
+        [place, device["bus_id"], f"{aicore:<11} {0:<5}/ {0:<10} {used:<{digits}}/ {total}"],
+    )
+
+
+HEADERS = {
+    "a2": (["NPU   Name", "Health"], ["Chip", "Bus-Id", "AICore(%)   Memory-Usage(MB)  HBM-Usage(MB)"]),
+    "a3": (["NPU   Name", "Health"], ["Chip  Phy-ID", "Bus-Id", "AICore(%)   Memory-Usage(MB)  HBM-Usage(MB)"]),
+    "310p": (["NPU     Name", "Health"], ["Chip    Device", "Bus-Id", "AICore(%)    Memory-Usage(MB)"]),
+    "950": (["NPU ID  Name", "Health"], ["", "Bus-Id", "NPU Util(%) Memory-Usage(MB)  HBM-Usage(MB)"]),
+}
+
+
 def info_table(state: State, held: list[dict[str, Any]]) -> list[str]:
-    """The table of `npu-smi info`, 98 columns wide: devices, then processes."""
-    a3 = state["layout"] == "a3"
-    title = f"npu-smi {state['tool_version']}"
-    second_header = "Chip  Phy-ID" if a3 else "Chip"
+    """The table of `npu-smi info`: devices, then processes."""
+    widths, _ = WIDTHS[style(state)]
+    whole = [sum(widths) + len(widths) - 1]
+    upper, lower = HEADERS[state["layout"]]
+    gap = " " if state["layout"] == "310p" else ""
     lines = [
-        RULE,
-        f"| {title:<32} Version: {state['driver']['version']:<52} |",
-        LIGHT_RULE,
-        f"| {'NPU   Name':<25} | {'Health':<13} | Power(W)    Temp(C)           Hugepages-Usage(page)|",
-        f"| {second_header:<25} | {'Bus-Id':<13} | AICore(%)   Memory-Usage(MB)  HBM-Usage(MB)        |",
-        HEAVY_RULE,
+        rule(whole, "-"),
+        row([f"{'npu-smi ' + state['tool_version']:<32} Version: {state['driver']['version']}"], whole),
+        rule(widths, "-"),
+        row([*upper, f"Power(W)    {gap}Temp(C)           Hugepages-Usage(page)"], widths),
+        row(lower, widths),
+        rule(widths),
     ]
     devices = state["devices"]
     for index, device in enumerate(devices):
-        power = "-" if device["power_w"] is None else f"{device['power_w']:.1f}"
-        pages_used, pages = device["hugepages"]
-        lines.append(
-            f"| {device['npu_id']:<5} {device['name']:<20}| {device['health']:<13} "
-            f"| {power:<11} {device['temperature_c']:<17} {pages_used:<5}/ {pages:<13} |"
-        )
-        place = f"{device['chip_id']:<5} {device['phy_id']:<20}" if a3 else f"{device['chip_id']:<26}"
-        used = node_state.hbm_used_mb(device, held)
-        lines.append(
-            f"| {place}| {device['bus_id']:<13} "
-            f"| {device['aicore_percent']:<11} {0:<5}/ {0:<10} {used:<5}/ {device['hbm_total_mb']:<13} |"
-        )
+        lines += [row(cells, widths) for cells in device_rows(device, state, node_state.hbm_used_mb(device, held))]
         last_of_npu = index + 1 == len(devices) or devices[index + 1]["npu_id"] != device["npu_id"]
-        lines.append(HEAVY_RULE if last_of_npu else RULE)
-    return lines + process_table(state, held)
+        lines.append(rule(widths) if last_of_npu or state["layout"] == "310p" else rule(widths, "-"))
+    return lines + process_table(state, held) + installation_warning()
 
 
 def process_table(state: State, held: list[dict[str, Any]]) -> list[str]:
-    """The second table of `npu-smi info`: who holds HBM on which chip."""
-    lines = [
-        LIGHT_RULE,
-        f"| {'NPU     Chip':<25} | {'Process id':<13} | {'Process name':<24} | {'Process memory(MB)':<23} |",
-        HEAVY_RULE,
-    ]
+    """The second table of `npu-smi info`: who holds memory on which chip."""
+    device_widths, widths = WIDTHS[style(state)]
+    five = len(widths) == 5
+    outer = widths if five else device_widths
+    ids = "NPU ID" if state["layout"] == "950" else "NPU     Chip"
+    header = [ids, "Process id", "Process name", "Process memory(MB)"]
+    if five:
+        header.insert(2, "Process id in container")
+    lines = [rule(outer, "-"), row(header, widths), rule(outer)]
     for npu_id in sorted({device["npu_id"] for device in state["devices"]}):
-        rows = [
-            f"| {npu_id:<7} {device['chip_id']:<18}| {process['pid']:<13} "
-            f"| {process['name'][:24]:<24} | {process['memory_mb']:<23} |"
-            for device in state["devices"]
-            if device["npu_id"] == npu_id
-            for process in processes_of(device, state, held)
-        ]
-        lines += rows or [f"| {f'No running processes found in NPU {npu_id}':<94} |"]
-        lines.append(HEAVY_RULE)
+        rows = []
+        for device in (each for each in state["devices"] if each["npu_id"] == npu_id):
+            place = f"{npu_id}" if state["layout"] == "950" else f"{npu_id:<7} {device['chip_id']}"
+            for process in node_state.processes_of(device, state, held):
+                # The state knows one pid of a process; a container's own number is not among what it knows.
+                cells = [place, str(process["pid"]), process["name"][:24], str(process["memory_mb"])]
+                if five:
+                    cells.insert(2, "NA")
+                rows.append(row(cells, widths))
+        lines += rows or [row([f"No running processes found in NPU {npu_id}"], [sum(widths) + len(widths) - 1])]
+        lines.append(rule(outer))
     return lines
 
 
-def processes_of(device: Device, state: State, held: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The processes that hold HBM of one device: the state's own rows, then live leases."""
-    rows = [process for process in state["processes"] if process["phy_id"] == device["phy_id"]]
-    for lease in held:
-        megabytes = lease["devices"].get(device["phy_id"])
-        if megabytes:
-            rows.append({"pid": lease["pid"], "name": lease["name"], "memory_mb": megabytes})
-    return rows
+def installation_warning() -> list[str]:
+    """The line after the table where the driver's installation did not come to its end; on the host only."""
+    if not node_state.on_node("usr/local/lib/sandbox/boot").exists():
+        return []
+    try:
+        complete = "Driver_Install_Status=complete" in node_state.on_node("etc/ascend_install.info").read_text()
+    except OSError:
+        complete = False
+    warning = "[WARNING]The driver package may not be completely installed. Install the driver package again."
+    return [] if complete else [warning]
 
 
 def mapping(state: State) -> list[str]:
     """`npu-smi info -m`."""
-    a3 = state["layout"] == "a3"
-    keys = ["npu_id", "chip_id", "logic_id"] + (["phy_id"] if a3 else []) + ["name"]
-    titles = ["NPU ID", "Chip ID", "Chip Logic ID"] + (["Chip Phy-ID"] if a3 else []) + ["Chip Name"]
-    rows = [titles] + [[str(device[key]) for key in keys] for device in state["devices"]]
-    return ["\t" + " ".join(f"{cell:<30}" for cell in row).rstrip() for row in rows]
+    titles = {"npu_id": "NPU ID", "chip_id": "Chip ID", "logic_id": "Chip Logic ID"}
+    titles |= {"a3": {"phy_id": "Chip Phy-ID"}, "950": {"npu_id_again": "Slot ID"}}.get(state["layout"], {})
+    titles["name"] = "Chip Name"
+    rows = [list(titles.values())]
+    devices = state["devices"]
+    for index, device in enumerate(devices):
+        known = {**device, "npu_id_again": device["npu_id"]}
+        rows.append([str(known[key]) for key in titles])
+        # A card with a management chip of its own shows it after its devices.
+        if state["layout"] == "310p" and (
+            index + 1 == len(devices) or devices[index + 1]["npu_id"] != device["npu_id"]
+        ):
+            rows.append([str(device["npu_id"]), str(device["chip_id"] + 1), "-", "Mcu"])
+    return ["\t" + " ".join(f"{cell:<30}" for cell in cells).rstrip() for cells in rows]
 
 
 def card_list(state: State) -> list[str]:
@@ -127,10 +193,15 @@ def card_list(state: State) -> list[str]:
     npu_ids = sorted({device["npu_id"] for device in state["devices"]})
     if not npu_ids:
         return ["\tThere is no NPU card on this server."]
-    lines = [key_line("Total Count", len(npu_ids)), ""]
+    cards = state["layout"] == "310p"
+    lines = [key_line("Card Count" if cards else "Total Count", len(npu_ids)), ""]
     for npu_id in npu_ids:
-        count = sum(1 for device in state["devices"] if device["npu_id"] == npu_id)
-        lines += [key_line("NPU ID", npu_id), key_line("Chip Count", count), ""]
+        chips = [device for device in state["devices"] if device["npu_id"] == npu_id]
+        lines.append(key_line("NPU ID", npu_id))
+        if cards:
+            lines.append(key_line("Product Name", state["board"]["product"]))
+            lines.append(key_line("Serial Number", chips[0]["serial"]))
+        lines += [key_line("Chip Count", len(chips)), ""]
     return lines
 
 
@@ -141,6 +212,8 @@ def version_key(text: str) -> list[int]:
 
 def compatibility(state: State) -> str:
     """Whether driver and firmware go together: `OK`, `NOK`, or `UNKNOWN` when a package does not say."""
+    if not state["firmware"]:
+        return "UNKNOWN"
     drivers = state["firmware"].get("compatible_drivers")
     firmware_range = state["driver"].get("compatible_firmware")
     if not drivers or not firmware_range:
@@ -157,7 +230,7 @@ def board(state: State, devices: list[Device], chip: int | None) -> list[str]:
     domain, bus, slot = first["bus_id"].split(":")
     pci = [
         key_line("PCI Vendor ID", "0x19E5"),
-        key_line("PCI Device ID", "0xD803" if state["layout"] == "a3" else "0xD802"),
+        key_line("PCI Device ID", {"a2": "0xD802", "a3": "0xD803", "310p": "0xD500", "950": "0xD806"}[state["layout"]]),
         key_line("PCIe Bus Info", f"{domain}:{bus}:{slot}"),
     ]
     if chip is not None:
@@ -174,7 +247,7 @@ def board(state: State, devices: list[Device], chip: int | None) -> list[str]:
         key_line("Product Name", state["board"]["product"]),
         key_line("Serial Number", first["serial"]),
         key_line("Software Version", state["driver"]["version"]),
-        key_line("Firmware Version", state["firmware"]["version"]),
+        key_line("Firmware Version", state["firmware"]["version"] if state["firmware"] else "NA"),
         key_line("Compatibility", compatibility(state)),
         *pci,
         key_line("Chip Count", len(devices)),
@@ -194,9 +267,21 @@ def health(device: Device) -> list[str]:
     return lines
 
 
-def usages(device: Device, held: list[dict[str, Any]]) -> list[str]:
-    """`npu-smi info -t usages` of one chip."""
+def usages(state: State, device: Device, held: list[dict[str, Any]]) -> list[str]:
+    """`npu-smi info -t usages` of one chip; boards without HBM have one memory."""
     used = node_state.hbm_used_mb(device, held)
+    rate = 100 * used // device["hbm_total_mb"]
+    if state["layout"] == "310p":
+        return [
+            key_line("NPU ID", device["npu_id"]),
+            key_line("Chip ID", device["chip_id"]),
+            key_line("Memory Capacity(MB)", device["hbm_total_mb"]),
+            key_line("Memory Usage Rate(%)", rate),
+            key_line("Aicore Usage Rate(%)", device["aicore_percent"]),
+            key_line("Aicpu Usage Rate(%)", 0),
+            key_line("Ctrlcpu Usage Rate(%)", 0),
+            key_line("Memory Bandwidth Usage Rate(%)", 0),
+        ]
     pages_used, pages = device["hugepages"]
     return [
         key_line("NPU ID", device["npu_id"]),
@@ -206,7 +291,7 @@ def usages(device: Device, held: list[dict[str, Any]]) -> list[str]:
         key_line("DDR Hugepages Total(page)", pages),
         key_line("DDR Hugepages Usage Rate(%)", 100 * pages_used // pages if pages else 0),
         key_line("HBM Capacity(MB)", device["hbm_total_mb"]),
-        key_line("HBM Usage Rate(%)", 100 * used // device["hbm_total_mb"]),
+        key_line("HBM Usage Rate(%)", rate),
         key_line("Aicore Usage Rate(%)", device["aicore_percent"]),
         key_line("Aicpu Usage Rate(%)", 0),
         key_line("Ctrlcpu Usage Rate(%)", 0),
@@ -232,6 +317,8 @@ def ecc(device: Device) -> list[str]:
 
 def topology(state: State) -> list[str]:
     """`npu-smi info -t topo`: on A3 the two dies of a module are joined by SIO, on both all else by HCCS."""
+    if state["layout"] == "310p":
+        return ["This device does not support querying topo."]
     a3 = state["layout"] == "a3"
     devices = state["devices"]
     names = [f"Phy-ID{device['phy_id']}" if a3 else f"NPU{device['npu_id']}" for device in devices]
@@ -281,7 +368,7 @@ def process_memory(state: State, device: Device, held: list[dict[str, Any]]) -> 
     """`npu-smi info -t proc-mem` of one chip."""
     return [
         f"\tProcess id:{process['pid']} Process name:{process['name']} Process memory(MB):{process['memory_mb']}"
-        for process in processes_of(device, state, held)
+        for process in node_state.processes_of(device, state, held)
     ] or [f"\tNo process in device {device['phy_id']}."]
 
 
@@ -317,7 +404,7 @@ def typed(state: State, chosen: dict[str, str], held: list[dict[str, Any]]) -> l
         if kind == "health":
             lines += health(device)
         elif kind == "usages":
-            lines += usages(device, held)
+            lines += usages(state, device, held)
         elif kind == "ecc":
             lines += ecc(device)
         elif kind == "spod-info":
@@ -333,10 +420,16 @@ def main(arguments: list[str]) -> int:
         state = node_state.read()
     except node_state.StateError:
         fail_start(-8005)
+    node_state.answer_for("npu-smi", arguments, state)
     if state["faults"]["npu_smi_ret"] is not None:
         fail_start(state["faults"]["npu_smi_ret"])
+    if state["accelerator"] != "ascend" or state["driver"] is None:
+        fail_start(-8005)
     if arguments in (["-v"], ["info", "-v"]):
         print(f"npu-smi version: {state['tool_version']}")
+        return 0
+    if arguments in (["-h"], ["--help"], ["info", "-h"]):
+        print(USAGE)
         return 0
     if not arguments or arguments[0] != "info":
         not_found()

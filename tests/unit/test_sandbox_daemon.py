@@ -131,4 +131,6 @@ def test_the_proof_refuses_a_machine_whose_knobs_are_not_covered(monkeypatch, tm
 
 def test_the_mirror_can_be_chosen(monkeypatch):
     monkeypatch.setenv("ASCENT_SANDBOX_DEBIAN_MIRROR", "http://mirror.example/debian")
-    assert images.mirror() == "http://mirror.example/debian"
+    monkeypatch.setenv("ASCENT_SANDBOX_DEBIAN_MIRROR_BULLSEYE", "http://archive.example/debian")
+    assert images.mirror("bookworm") == "http://mirror.example/debian"
+    assert images.mirror("bullseye") == "http://archive.example/debian"

@@ -1,19 +1,25 @@
 """The emulated node tools, run as programs on a state file; what they print has to satisfy Ascent's own parsers."""
 
 import fcntl
+import importlib
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from ascent import hccn_tool, npu_smi
+from ascent import errors, hccn_tool, npu_smi
 from sandbox.lib import node_files, plan
 
 NODE = Path(__file__).resolve().parents[2] / "sandbox/node"
 LOOPBACK = "127.0.0.1"
+# The tools find each other beside themselves, as on a node.
+sys.path.append(str(NODE))
 
 
 def make_state(profile="a3"):
@@ -28,20 +34,32 @@ class Tools:
     def __init__(self, directory, state):
         self.directory, self.state = directory, state
         (directory / "leases").mkdir()
+        self.root = directory / "root"
+        (self.root / "etc").mkdir(parents=True)
 
     def run(self, tool, *arguments):
+        """The tool's answer, from within this process: hundreds of interpreters would take their time."""
         path = self.directory / "state.json"
         if self.state is not None:
             path.write_text(json.dumps(self.state))
-        environment = {**os.environ, "ASCENT_SANDBOX_STATE": str(path)}
-        command = [sys.executable, str(NODE / tool), *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=30)
+        module, out, err = importlib.import_module(tool), io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.setenv("ASCENT_SANDBOX_STATE", str(path))
+            patch.setenv("ASCENT_SANDBOX_ROOT", str(self.root))
+            try:
+                code = module.main([str(argument) for argument in arguments])
+            except SystemExit as ended:
+                code = ended.code
+        return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+
+    def reread(self):
+        self.state = json.loads((self.directory / "state.json").read_text())
 
     def npu_smi(self, *arguments):
-        return self.run("npu_smi.py", *arguments)
+        return self.run("npu_smi", *arguments)
 
     def hccn(self, *arguments):
-        return self.run("hccn_tool.py", *arguments)
+        return self.run("hccn_tool", *arguments)
 
     def lease(self, name, content):
         file = (self.directory / "leases" / name).open("w")
@@ -64,7 +82,7 @@ def a2(tmp_path):
 # -- npu-smi -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("profile", ["a2", "a3"])
+@pytest.mark.parametrize("profile", ["a2", "a3", "910b4"])
 def test_the_info_table_says_what_the_state_says(tmp_path, profile):
     tools = Tools(tmp_path, make_state(profile))
     tools.state["devices"][5].update(health="Warning", temperature_c=71, hbm_used_mb=12345)
@@ -86,6 +104,17 @@ def test_the_info_table_says_what_the_state_says(tmp_path, profile):
         if profile == "a3":
             assert shown["phy_id"] == known["phy_id"]
     assert parsed["processes"] == []
+
+
+@pytest.mark.parametrize("tool", ["npu_smi.py", "hccn_tool.py", "nvidia_smi.py"])
+def test_a_tool_is_a_program_of_its_own(tmp_path, tool):
+    state = make_state("gpu" if tool == "nvidia_smi.py" else "a3")
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    words = {"npu_smi.py": ["info"], "hccn_tool.py": ["-i", "0", "-link", "-g"], "nvidia_smi.py": ["-L"]}[tool]
+    environment = {**os.environ, "ASCENT_SANDBOX_STATE": str(tmp_path / "state.json")}
+    done = subprocess.run([sys.executable, str(NODE / tool), *words], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
 
 
 def test_live_leases_are_processes_and_used_memory_and_stale_ones_are_not(a3):
@@ -220,7 +249,11 @@ def test_counters_and_link_changes(a3):
         (["-i", "x", "-ip", "-g"], 4, "invalid device id"),
         (["-i", "0", "-nonsense", "-g"], 3, "invalid major cmd"),
         (["-i", "0", "-ip"], 2, "total count"),
-        (["-i", "0", "-ip", "-s"], 3, "unknown option"),
+        (["-i", "0", "-link", "-s", "sideways"], 3, "unknown option"),
+        (["-i", "0", "-mac", "-s", "x"], 3, "unknown option"),
+        (["-i", "0", "-ip", "-s"], 2, "total count"),
+        (["-i", "0", "-ip", "-s", "address", "192.0.2.1", "netmask", "x"], 1, "invalid parameters"),
+        (["-i", "0", "-gateway", "-s", "gateway", "192.0.2.1"], 1, "invalid parameters"),
         (["-i", "0", "-ping", "-g", "address", "nowhere"], 1, "invalid parameters"),
     ],
 )
@@ -288,3 +321,271 @@ def test_a_link_that_is_down_sends_nothing(a3):
     a3.state["devices"][0]["roce"]["link"] = a3.state["devices"][0]["vnic"]["link"] = "DOWN"
     assert a3.hccn("-i", 0, "-ping", "-g", "address", LOOPBACK).returncode == 22
     assert "This pkt send fail!" in a3.hccn("-i", 0, "-hccs_ping", "-g", "address", LOOPBACK).stdout
+
+
+# -- setters of hccn_tool ----------------------------------------------------------------------------------------------
+
+
+BEFORE = "address_0=192.0.2.9\nkey_0=kept\naddress_0=192.0.2.8\nnetmask_1=255.0.0.0\n"
+
+
+def conf(tools):
+    return (tools.root / "etc/hccn.conf").read_text()
+
+
+def test_an_address_is_set_in_the_state_and_kept_in_the_file_with_all_else_in_it(a3):
+    (a3.root / "etc/hccn.conf").write_text(
+        "address_0=192.0.2.9\nkey_0=kept\naddress_0=192.0.2.8\nnetmask_1=255.0.0.0\n"
+    )
+    done = a3.hccn("-i", 0, "-ip", "-s", "address", "198.18.200.1", "netmask", "255.255.0.0")
+    assert (done.returncode, done.stdout) == (0, "Cmd executed successfully!\n")
+    assert conf(a3) == "address_0=198.18.200.1\nkey_0=kept\nnetmask_1=255.0.0.0\nnetmask_0=255.255.0.0\n"
+    a3.reread()
+    assert hccn_tool.parse("ip", a3.hccn("-i", 0, "-ip", "-g").stdout)["address"] == "198.18.200.1"
+
+
+def test_what_the_file_says_comes_back_with_a_recovery_or_a_reset(a3):
+    lines = [f"address_{number}=198.18.77.{number + 1}\nnetmask_{number}=255.255.0.0\n" for number in range(15)]
+    (a3.root / "etc/hccn.conf").write_text("".join(lines) + "address_15=nonsense\n")
+    done = a3.hccn("-a", "-cfg", "recovery")
+    assert done.returncode == 1
+    assert "dev:14 recovery success\ndev:15 recovery fail\n" in done.stdout
+    a3.reread()
+    assert a3.state["devices"][3]["roce"]["address"] == "198.18.77.4"
+    assert a3.state["devices"][15]["roce"]["address"] == "198.18.11.16"
+    a3.state["devices"][3]["roce"].update(address="", link="DOWN")
+    assert a3.hccn("-i", 3, "-reset").returncode == 0
+    a3.reread()
+    assert (a3.state["devices"][3]["roce"]["address"], a3.state["devices"][3]["roce"]["link"]) == ("198.18.77.4", "UP")
+
+
+def test_link_tls_detection_and_size_are_set_and_read_back(a3):
+    for words in (
+        ("-link", "-s", "down"),
+        ("-link", "-s", "down"),
+        ("-tls", "-s", "enable", "1"),
+        ("-netdetect", "-s", "address", "198.18.0.7"),
+        ("-gateway", "-s", "gateway", "198.18.0.9"),
+        ("-mtu", "-s", "size", "1500"),
+    ):
+        assert a3.hccn("-i", 5, *words).returncode == 0
+        a3.reread()
+    read = {option: hccn_tool.parse(option, a3.hccn("-i", 5, f"-{option}", "-g").stdout) for option in GETTERS_READ}
+    assert read["link"]["link"] == "DOWN"
+    assert read["tls"]["enabled"] is True
+    assert read["netdetect"]["address"] == "198.18.0.7"
+    assert read["gateway"]["gateway"] == "198.18.0.9"
+    assert read["mtu"]["mtu"] == 1500
+    assert [state for _, state in read["link_stat"]["records"]] == ["DOWN"]
+    assert "gateway_5=198.18.0.9\n" in conf(a3)
+    assert "tls" not in conf(a3)
+
+
+GETTERS_READ = ("link", "tls", "netdetect", "gateway", "mtu", "link_stat")
+
+
+def test_certificates_have_to_be_there(a3, tmp_path):
+    a3.state["devices"][0]["roce"]["tls"]["preconfigured"] = False
+    assert a3.hccn("-i", 0, "-tls", "-s", "enable", "1").returncode == 1
+    words = ["path", str(tmp_path), "pri", "p.pem", "pub", "c.pem", "ca1", "ca.pem"]
+    assert a3.hccn("-i", 0, "-tls", "-s", *words).returncode == 1
+    for name in ("p.pem", "c.pem", "ca.pem"):
+        (tmp_path / name).touch()
+    assert a3.hccn("-i", 0, "-tls", "-s", *words).returncode == 0
+    a3.reread()
+    assert a3.hccn("-i", 0, "-tls", "-s", "enable", "1").returncode == 0
+
+
+# -- everything that is printed can be read ----------------------------------------------------------------------------
+
+PROFILES = ["a2", "a3", "910b4", "dev-box", "310p", "950"]
+RELEASES = {"22.0.4": 99, "24.1.0": 98, "25.5.2": 98, "26.0.rc1": 116}
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_table_of_every_release_is_read_back(tmp_path, profile, release):
+    tools = Tools(tmp_path, make_state(profile))
+    tools.state["tool_version"] = release
+    tools.state["devices"][-1].update(health="Critical", aicore_percent=97, hbm_used_mb=31234)
+    tools.state["processes"] = [{"phy_id": 0, "pid": 4711, "name": "VLLM::Worker_TP0_with_a_long_name", "memory_mb": 9}]
+    text = tools.npu_smi("info").stdout
+    width = {"310p": 106, "950": 99}.get(profile, RELEASES[release])
+    assert {len(line) for line in text.splitlines()} == {width}
+    parsed = npu_smi.parse_info(text)
+    assert (parsed["tool_version"], parsed["driver_version"]) == (release, tools.state["driver"]["version"])
+    used = "memory_used_mb" if profile == "310p" else "hbm_used_mb"
+    for shown, known in zip(parsed["devices"], tools.state["devices"], strict=True):
+        same = {key: known[key] for key in ("npu_id", "chip_id", "health", "power_w", "aicore_percent", "bus_id")}
+        assert {key: shown[key] for key in same} == same
+        assert shown[used] == known["hbm_used_mb"]
+        assert shown["phy_id"] == (known["phy_id"] if profile in ("a3", "310p") else None)
+    assert [(row["pid"], row["memory_mb"]) for row in parsed["processes"]] == [(4711, 9)]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_other_answer_of_npu_smi_is_read_back(tmp_path, profile):
+    tools = Tools(tmp_path, make_state(profile))
+    devices = tools.state["devices"]
+    numbers = {device["npu_id"] for device in devices}
+    mapped = npu_smi.parse_mapping(tools.npu_smi("info", "-m").stdout)
+    assert [(row["npu_id"], row["logic_id"]) for row in mapped] == [(d["npu_id"], d["logic_id"]) for d in devices]
+    listed = npu_smi.parse_list(tools.npu_smi("info", "-l").stdout)
+    assert {npu["npu_id"] for npu in listed["npus"]} == numbers
+    last = devices[-1]
+    place = ("-i", last["npu_id"], "-c", last["chip_id"])
+    assert (
+        npu_smi.parse_board(tools.npu_smi("info", "-t", "board", "-i", last["npu_id"]).stdout)["compatibility"] == "OK"
+    )
+    assert npu_smi.parse_board(tools.npu_smi("info", "-t", "board", *place).stdout)["chip_name"] == last["name"]
+    assert npu_smi.parse_health(tools.npu_smi("info", "-t", "health", *place).stdout)["health"] == "OK"
+    assert npu_smi.parse_usages(tools.npu_smi("info", "-t", "usages", *place).stdout)["aicore_usage_rate_percent"] == 0
+    topology = tools.npu_smi("info", "-t", "topo")
+    if profile == "310p":
+        with pytest.raises(errors.ToolError):
+            npu_smi.parse_topology(topology.stdout)
+    else:
+        assert len(npu_smi.parse_topology(topology.stdout)["links"]) == len(devices) * (len(devices) - 1) // 2
+
+
+@pytest.mark.parametrize("driver", ["24.1.0", "25.5.2"])
+@pytest.mark.parametrize("profile", ["a2", "a3", "950"])
+def test_every_answer_of_hccn_tool_is_read_back(tmp_path, profile, driver):
+    tools = Tools(tmp_path, make_state(profile))
+    tools.state["driver"]["version"] = driver
+    for option in hccn_tool.OPTIONS:
+        if option in ("ping", "hccs_ping") or (option == "vnic" and profile != "a3"):
+            continue
+        done = tools.hccn("-i", 2, f"-{option}", "-g")
+        assert done.returncode == 0, option
+        assert hccn_tool.parse(option, done.stdout), option
+    assert len(hccn_tool.parse("optical", tools.hccn("-i", 2, "-optical", "-g").stdout)["items"]) >= 10
+    for option in ("arp", "route", "process", "duplex"):
+        assert tools.hccn("-i", 2, f"-{option}", "-g").stdout
+
+
+@pytest.mark.parametrize(
+    ("driver", "change", "present"), [("24.1.0", {"present": False}, False), ("25.5.2", {"present": False}, False)]
+)
+def test_an_absent_module_is_read_as_absent(a2, driver, change, present):
+    a2.state["driver"]["version"] = driver
+    a2.state["devices"][1]["roce"]["optical"].update(change)
+    assert hccn_tool.parse("optical", a2.hccn("-i", 1, "-optical", "-g").stdout)["present"] is present
+
+
+def test_every_failure_is_read_as_one(a3):
+    a3.state["devices"][0]["roce"].update(optical=None)
+    for words in (("-nonsense", "-g"), ("-ping", "-g", "address", "x"), ("-link", "-s", "x")):
+        done = a3.hccn("-i", 0, *words)
+        with pytest.raises(errors.ToolError):
+            hccn_tool.parse("link", done.stdout + done.stderr)
+    a3.state["faults"]["hccn_busy"] = True
+    assert hccn_tool.BUSY.search(a3.hccn("-i", 0, "-link", "-g").stdout)
+
+
+def test_a_device_without_a_port_says_that_the_machine_does_not_support_it(tmp_path):
+    tools = Tools(tmp_path, make_state("dev-box"))
+    done = tools.hccn("-i", 0, "-ip", "-g")
+    assert done.returncode == 21
+    with pytest.raises(errors.ToolError):
+        hccn_tool.parse("ip", done.stderr)
+
+
+def test_without_a_loaded_driver_no_tool_answers(a3):
+    a3.state["driver"] = None
+    with pytest.raises(errors.ToolError) as told:
+        npu_smi.parse_info(a3.npu_smi("info").stdout)
+    assert told.value.ret == -8005
+    assert a3.hccn("-i", 0, "-ip", "-g").returncode == 1
+
+
+def test_a_reply_of_the_state_takes_the_place_of_the_tool_s_own(a3):
+    reply = {"tool": "hccn_tool", "arguments": ["-i", "3", "-link"], "stdout": "link status: DOWN\n", "exit": 0}
+    a3.state["faults"]["replies"] = [reply, {"tool": "npu-smi", "arguments": ["info", "-t", "topo"], "exit": 7}]
+    assert hccn_tool.parse("link", a3.hccn("-i", 3, "-link", "-g").stdout)["link"] == "DOWN"
+    assert hccn_tool.parse("link", a3.hccn("-i", 4, "-link", "-g").stdout)["link"] == "UP"
+    assert a3.npu_smi("info", "-t", "topo").returncode == 7
+    assert a3.npu_smi("info").returncode == 0
+
+
+def test_an_installation_that_did_not_end_is_told_after_the_table(a3):
+    (a3.root / "usr/local/lib/sandbox").mkdir(parents=True)
+    (a3.root / "usr/local/lib/sandbox/boot").touch()
+    text = a3.npu_smi("info").stdout
+    assert "may not be completely installed" in text.splitlines()[-1]
+    assert len(npu_smi.parse_info(text)["devices"]) == 16
+    (a3.root / "etc/ascend_install.info").write_text("Driver_Install_Status=complete\n")
+    assert "completely" not in a3.npu_smi("info").stdout
+
+
+@raw_sockets
+def test_large_packets_are_too_long_for_a_small_path(a2):
+    a2.state["devices"][0]["roce"]["address"] = LOOPBACK
+    words = ("-i", 0, "-ping", "-g", "address", LOOPBACK, "pkt")
+    assert hccn_tool.parse("ping", a2.hccn(*words, 4000).stdout)["ok"] is True
+    a2.state["faults"]["ping_max_bytes"] = 1500
+    done = a2.hccn(*words, 4000)
+    assert done.returncode == 1
+    assert hccn_tool.parse("ping", done.stdout)["ok"] is False
+    assert hccn_tool.parse("ping", a2.hccn(*words, 5).stdout)["received"] == 5
+
+
+# -- nvidia-smi --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu(tmp_path):
+    tools = Tools(tmp_path, make_state("gpu"))
+    tools.state["processes"] = [{"phy_id": 6, "pid": 99, "name": "VLLM::EngineCore", "memory_mb": 120000}]
+    tools.state["devices"][6]["hbm_used_mb"] = 120000
+    return tools
+
+
+def test_the_gpu_table_is_of_one_width_and_names_all(gpu):
+    lines = gpu.run("nvidia_smi").stdout.splitlines()
+    assert {len(line) for line in lines[1:] if line} == {91}
+    text = "\n".join(lines)
+    assert text.count("NVIDIA H200") == 8
+    assert "120000MiB / 143771MiB" in text
+    assert "VLLM::EngineCore" in text
+
+
+def test_gpus_are_listed_with_their_uuids(gpu):
+    lines = gpu.run("nvidia_smi", "-L").stdout.splitlines()
+    assert len(lines) == len(set(lines)) == 8
+    assert lines[3] == f"GPU 3: NVIDIA H200 (UUID: {gpu.state['devices'][3]['uuid']})"
+
+
+@pytest.mark.parametrize(
+    ("form", "wanted"),
+    [
+        ("csv", "index, memory.used [MiB], utilization.gpu [%]\n6, 120000 MiB, 0 %\n"),
+        ("csv,noheader", "6, 120000 MiB, 0 %\n"),
+        ("csv,noheader,nounits", "6, 120000, 0\n"),
+    ],
+)
+def test_gpus_are_queried(gpu, form, wanted):
+    words = ("--query-gpu=index,memory.used,utilization.gpu", f"--format={form}", "-i", 6)
+    assert gpu.run("nvidia_smi", *words).stdout == wanted
+
+
+def test_processes_on_gpus_are_queried_with_leases(gpu):
+    with gpu.lease("one.json", {"pid": 7, "name": "VLLM::Worker_TP0", "devices": {"1": 4000}}):
+        words = ("--query-compute-apps=gpu_uuid,pid,used_gpu_memory", "--format=csv,noheader,nounits")
+        rows = gpu.run("nvidia_smi", *words).stdout.splitlines()
+    assert f"{gpu.state['devices'][1]['uuid']}, {os.getpid()}, 4000" in rows
+    assert len(rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [(["--query-gpu=nothing", "--format=csv"], 2), (["-i", "9"], 6), (["--frobnicate"], 2)]
+)
+def test_mistakes_end_nvidia_smi(gpu, words, code):
+    assert gpu.run("nvidia_smi", *words).returncode == code
+
+
+def test_without_a_driver_nvidia_smi_says_so(gpu):
+    gpu.state["driver"] = None
+    done = gpu.run("nvidia_smi")
+    assert done.returncode == 9
+    assert "couldn't communicate with the NVIDIA driver" in done.stdout

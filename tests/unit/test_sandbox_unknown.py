@@ -8,9 +8,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("deploy.yml", "group_vars", "library", "module_utils", "playbooks", "plugins", "recipes", "roles", "catalog")
-#: Its name, the simulator's own variables and server name, its site's control path, its nodes' state folder.
+#: Its name, the simulator's own variables and server name, its site's control path, the files of its nodes.
 WORDS = re.compile(
-    r"sandbox|\bSIM_[A-Z]|ascent-engine-simulator|/_site/|/usr/local/dcmi|/\.sandbox-disks", re.IGNORECASE
+    r"sandbox|\bSIM_[A-Z]|ascent-engine-simulator|/_site/|dcmi/(state|leases)|/\.sandbox-disks", re.IGNORECASE
 )
 
 

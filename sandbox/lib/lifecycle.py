@@ -25,6 +25,7 @@ from sandbox.lib.node_files import (
     state,
 )
 from sandbox.lib.plan import Node, Sandbox, SandboxError
+from sandbox.lib.site_files import site_files
 
 READY_TIMEOUT_S = 90
 SERVICES = "services"
@@ -176,22 +177,28 @@ class Cluster:
         return self.directory / "host_keys" / node.name / "ssh_host_ed25519_key"
 
     def _start_services(self, present: dict[str, Any] | None, images: Images) -> None:
-        if present and present["Config"]["Image"] != images.services:
+        content = archive(site_files(self.sandbox))
+        options = self.packages_options()
+        definition = hashlib.sha256(content + images.services.encode() + repr(options).encode()).hexdigest()[:12]
+        if present and present["Config"]["Labels"][f"{LABEL}.definition"] != definition:
             self.engine.run("rm", "--force", present["Id"])
             present = None
         if present is None:
+            name = self.container(SERVICES)
             self.engine.run(
-                "run",
-                "--detach",
-                f"--name={self.container(SERVICES)}",
+                "create",
+                f"--name={name}",
                 f"--hostname={SERVICES}",
                 f"--network=ascent-{self.sandbox.name}",
                 f"--ip={self.sandbox.services}",
                 f"--volume=ascent-sandbox-{self.sandbox.name}-registry:/var/lib/registry",
                 "--restart=always",
-                *self._labels(SERVICES, images.services),
+                *options,
+                *self._labels(SERVICES, definition),
                 images.services,
             )
+            self.engine.run("cp", "-", f"{name}:/", input=content, text=False)
+            self.engine.run("start", name)
         elif not present["State"]["Running"]:
             self.engine.run("start", present["Id"])
         deadline = time.monotonic() + READY_TIMEOUT_S
@@ -221,6 +228,15 @@ class Cluster:
     def _packed(self, container: str, path: str) -> bytes:
         """Files of a container as a tar archive."""
         return self.engine.run("cp", f"{container}:{path}", "-", text=False).stdout
+
+    def packages_options(self) -> list[str]:
+        """How the services see the directory of packages. Raises SandboxError when there is none."""
+        if self.sandbox.packages is None:
+            return []
+        directory = self.checkout / self.sandbox.packages
+        if not directory.is_dir():
+            raise SandboxError(f"sandbox_packages is {self.sandbox.packages}, but {directory} is not a directory")
+        return [f"--volume={directory.resolve()}:/srv/packages:ro"]
 
     def _node_archive(self, node: Node) -> bytes:
         host_key = self._host_key(node)

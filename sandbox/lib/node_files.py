@@ -7,7 +7,7 @@ import json
 import struct
 import tarfile
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,8 +201,11 @@ def accelerator_files(node_state: Mapping[str, Any]) -> list[File]:
     return files
 
 
-def safetensors(tensors: Mapping[str, tuple[int, ...]]) -> bytes:
-    """A valid safetensors file of BF16 zeros: eight bytes of header length, a JSON header, the data."""
+def safetensors(tensors: Mapping[str, tuple[int, ...]], fill: Callable[[int], bytes] = bytes) -> bytes:
+    """A valid safetensors file of BF16 values: eight bytes of header length, a JSON header, the data.
+
+    `fill` makes the data of a given length in bytes; zeros unless another is given.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in tensors.items():
@@ -213,31 +216,30 @@ def safetensors(tensors: Mapping[str, tuple[int, ...]]) -> bytes:
         offset += size
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    return struct.pack("<Q", len(encoded)) + encoded + bytes(offset)
+    return struct.pack("<Q", len(encoded)) + encoded + fill(offset)
 
 
-def model_files(model: Mapping[str, Any], root: str = "/root/.cache/modelscope/hub/models") -> list[File]:
-    """A model in the place and form ModelScope's cache gives it, with tensors of a few hundred bytes.
-
-    The cache writes a dot in a name as three underscores and links the plain name to it.
-    """
-    organisation, name = model["id"].split("/")
-    masked = name.replace(".", "___")
-    directory = f"{root}/{organisation}/{masked}"
-    shards = {
-        f"model-{number:05d}-of-{SHARDS:05d}.safetensors": {
-            f"model.layers.{number - 1}.mlp.gate.weight": (HIDDEN_SIZE, HIDDEN_SIZE),
-            f"model.layers.{number - 1}.input_layernorm.weight": (HIDDEN_SIZE,),
+def model_contents(
+    model: Mapping[str, Any],
+    shards: int = SHARDS,
+    hidden_size: int = HIDDEN_SIZE,
+    fill: Callable[[int], bytes] = bytes,
+) -> dict[str, bytes]:
+    """The files of a model by name: `shards` files of one layer each, their index, and the documents beside them."""
+    layers = {
+        f"model-{number:05d}-of-{shards:05d}.safetensors": {
+            f"model.layers.{number - 1}.mlp.gate.weight": (hidden_size, hidden_size),
+            f"model.layers.{number - 1}.input_layernorm.weight": (hidden_size,),
         }
-        for number in range(1, SHARDS + 1)
+        for number in range(1, shards + 1)
     }
-    contents = {shard: safetensors(tensors) for shard, tensors in shards.items()}
-    weight_map = {tensor: shard for shard, tensors in shards.items() for tensor in tensors}
+    contents = {shard: safetensors(tensors, fill) for shard, tensors in layers.items()}
+    weight_map = {tensor: shard for shard, tensors in layers.items() for tensor in tensors}
     index = {"metadata": {"total_size": sum(map(len, contents.values()))}, "weight_map": weight_map}
     config = {
         "model_type": "sandbox",
-        "hidden_size": HIDDEN_SIZE,
-        "num_hidden_layers": SHARDS,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": shards,
         "torch_dtype": "bfloat16",
     }
     documents = {
@@ -251,8 +253,18 @@ def model_files(model: Mapping[str, Any], root: str = "/root/.cache/modelscope/h
         },
         "configuration.json": {"framework": "pytorch", "task": "text-generation"},
     }
-    files = [File(f"{directory}/{shard}", content) for shard, content in contents.items()]
-    files += [File(f"{directory}/{document}", json.dumps(value).encode()) for document, value in documents.items()]
+    return contents | {document: json.dumps(value).encode() for document, value in documents.items()}
+
+
+def model_files(model: Mapping[str, Any], root: str = "/root/.cache/modelscope/hub/models") -> list[File]:
+    """A model in the place and form ModelScope's cache gives it, with tensors of a few hundred bytes.
+
+    The cache writes a dot in a name as three underscores and links the plain name to it.
+    """
+    organisation, name = model["id"].split("/")
+    masked = name.replace(".", "___")
+    directory = f"{root}/{organisation}/{masked}"
+    files = [File(f"{directory}/{each}", content) for each, content in model_contents(model).items()]
     if masked != name:
         files.append(File(f"{root}/{organisation}/{name}", link=masked))
     return files

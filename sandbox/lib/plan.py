@@ -10,7 +10,9 @@ A sandbox is a group under `clusters` with these variables, all read as they are
 - `sandbox_clock_offset`: seconds that a node's clock is ahead;
 - `sandbox_disks`: directories that are file systems of their own, with their sizes, such as `{/var/lib/docker: 8G}`;
 - `sandbox_engine_images`: names under which the engine image is published in the registry;
-- `sandbox_models`: weights each node already has, as `{id, config}` or just the id.
+- `sandbox_models`: weights each node already has, as `{id, config}` or just the id;
+- `sandbox_hub_models`: weights the site's hub serves, as `{id, config, tags, shards, shard_bytes}` or just the id;
+- `sandbox_packages`: a directory that the site serves below `/packages`, from the root of the checkout.
 
 A host may have its own of all but the first two and the last two.
 
@@ -73,6 +75,8 @@ class Sandbox:
     nodes: tuple[Node, ...]
     engine_images: tuple[str, ...] = ()
     models: tuple[Mapping[str, Any], ...] = field(default=())
+    hub_models: tuple[Mapping[str, Any], ...] = field(default=())
+    packages: str | None = None
 
     @property
     def gateway(self) -> str:
@@ -167,6 +171,24 @@ def _model(entry: str | Mapping[str, Any]) -> Mapping[str, Any]:
     return model
 
 
+def _hub_model(entry: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    own = {"id": entry} if isinstance(entry, str) else dict(entry)
+    model = {"config": {}, "tags": (), "shards": 4, "shard_bytes": 131072, **own}
+    if unknown := sorted(set(model) - {"id", "config", "tags", "shards", "shard_bytes"}):
+        raise SandboxError(f"sandbox_hub_models: {entry!r} has an unknown key {unknown[0]}")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model.get("id", ""))):
+        raise SandboxError(f"sandbox_hub_models: {entry!r} has no id of the form organisation/name")
+    for name in ("shards", "shard_bytes"):
+        if not isinstance(model[name], int) or model[name] < 1:
+            raise SandboxError(
+                f"sandbox_hub_models: {model['id']}: {name} is {model[name]!r}; it has to be a number from 1"
+            )
+    for tag in model["tags"]:
+        if not re.fullmatch(r"[\w.-]+", str(tag)) or tag in ("main", "master"):
+            raise SandboxError(f"sandbox_hub_models: {model['id']}: {tag!r} can't be a tag")
+    return model
+
+
 def from_variables(group: str, variables: Mapping[str, Any], hosts: Mapping[str, Mapping[str, Any]]) -> Sandbox:
     """A sandbox of a group's variables and of each host's own. Raises SandboxError naming what does not fit."""
     missing = [name for name in ("sandbox_subnet", "sandbox_services", "sandbox_profile") if name not in variables]
@@ -190,6 +212,8 @@ def from_variables(group: str, variables: Mapping[str, Any], hosts: Mapping[str,
         nodes=nodes,
         engine_images=tuple(variables.get("sandbox_engine_images", ())),
         models=tuple(_model(entry) for entry in variables.get("sandbox_models", ())),
+        hub_models=tuple(_hub_model(entry) for entry in variables.get("sandbox_hub_models", ())),
+        packages=variables.get("sandbox_packages"),
     )
 
 

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.driver import ROOT, Road, machine, sandbox
+from sandbox.lib import plan
+from tests.e2e.driver import INVENTORY, ROOT, Road, sandbox
+from tests.e2e.host import machine
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +17,7 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Road]:
     """Three bare nodes, fresh for this session, and gone after it."""
     os.environ["ANSIBLE_CONFIG"] = str(ROOT / "ansible.cfg")
     sandbox("down")
-    before = machine()
+    before = machine(plan.from_inventory(INVENTORY))
     sandbox("up")
     yield Road(tmp_path_factory.mktemp("road"), before)
     sandbox("down")

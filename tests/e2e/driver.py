@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ansible_runner
 import testinfra
-import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 INVENTORY = ROOT / "tests" / "e2e" / "inventory"
@@ -113,53 +110,6 @@ class Road:
     def nodes(self) -> dict[str, Any]:
         """All nodes of the cluster by name."""
         return {name: self.node(name) for name in NODES}
-
-
-#: Kernel figures that move by themselves; everything else under /proc/sys is a setting.
-COUNTERS = (
-    "fs/dentry-state",
-    "fs/file-nr",
-    "fs/inode-",
-    "fs/quota/",
-    "kernel/ns_last_pid",
-    "kernel/pty/nr",
-    "kernel/random/",
-    "net/netfilter/nf_conntrack_",
-)
-
-
-def machine() -> set[str]:
-    """What a sandbox must leave as it found it: kernel settings, and the network cards and processes of its subnet.
-
-    Other sandboxes may come and go meanwhile (the roles' tests run beside these), so only this one's marks count.
-    """
-    state = set()
-    for path in Path("/proc/sys").rglob("*"):
-        name = str(path.relative_to("/proc/sys"))
-        # A network card's own settings come and go with it; whether the card is there is seen by its address.
-        if name.startswith(COUNTERS) or re.match(r"net/ipv[46]/(conf|neigh)/(br-|veth)", name) or not path.is_file():
-            continue
-        try:
-            state.add(f"{name} = {path.read_text().strip()}")
-        except OSError:
-            continue
-    network = str(yaml.safe_load((INVENTORY / "group_vars" / f"{CLUSTER}.yml").read_text())["sandbox_services"])
-    prefix = network.rsplit(".", 2)[0] + "."
-    addresses = subprocess.run(["ip", "-brief", "address"], capture_output=True, text=True, check=True).stdout
-    state.update(f"address {line.split()[0]}" for line in addresses.splitlines() if f" {prefix}" in line)
-    state.update(f"process {name}" for name in _processes_at(prefix))
-    return state
-
-
-def _processes_at(prefix: str) -> Iterator[str]:
-    """Names of processes, outside this one's network namespace, that have an address beginning with ``prefix``."""
-    ours = os.readlink("/proc/self/ns/net")
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if os.readlink(path / "ns" / "net") != ours and prefix in (path / "net" / "fib_trie").read_text():
-                yield (path / "comm").read_text().strip()
-        except OSError:  # it ended meanwhile
-            continue
 
 
 def sandbox(verb: str) -> None:

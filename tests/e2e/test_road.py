@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.e2e.driver import CLUSTER, INVENTORY, NODES, ROOT, Road, machine, sandbox
+from sandbox.lib import plan
+from sandbox.lib.engine import Engine
+from tests.e2e.driver import CLUSTER, INVENTORY, NODES, ROOT, Road, sandbox
+from tests.e2e.host import machine, marks, remains_of_the_daemon, traces
 
 SAME_ADDRESS = {"node_ip": "198.18.128.12", "ansible_host": "198.18.128.12"}
 ENGINES = {"a3-01": ["prefill-0-head", "router"], "a3-02": ["decode-0-head"], "a3-03": ["decode-0-headless-1"]}
@@ -268,9 +271,14 @@ def test_launch_by_itself_finds_the_image_that_no_generation_locks(road: Road) -
 
 
 def test_down_leaves_the_machine_as_it_was(road: Road) -> None:
-    assert machine() != road.before, "a sandbox that is up shows"
+    ours = plan.from_inventory(INVENTORY)
+    known = marks(ours)
+    assert machine(ours) != road.before, "a sandbox that is up shows"
+    assert set(traces(known)) >= {"mounts", "cgroups", "links", "processes", "data"}
     sandbox("down")
-    assert machine() == road.before
+    assert machine(ours) == road.before
+    assert traces(known) == {}
+    assert Engine().pid() or remains_of_the_daemon() == [], "it goes on only for another sandbox"
 
 
 def wrong_inventory(directory: Path, change: dict[str, Any]) -> Path:

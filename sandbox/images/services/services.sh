@@ -1,5 +1,5 @@
 # Runs both services and ends, to be restarted, as soon as one of them does.
-python3 -m http.server --directory /srv 80 >/dev/null 2>&1 &
+python3 /usr/local/lib/site/hub.py --root /srv --port 80 --tls-port 443 &
 web=$!
 docker-registry serve /etc/docker/registry/config.yml &
 registry=$!

@@ -17,9 +17,9 @@ options:
     description: Directory of the cluster, such as C(/etc/ascent/a3-cluster).
     type: path
     required: true
-  digest:
-    description: Digest of the engine image that this generation locks. Null while a dry run cannot know it.
-    type: str
+  digests:
+    description: Digest of every image that this generation locks, by reference. Null while a dry run cannot know it.
+    type: dict
   number:
     description: Number of the generation.
     type: int
@@ -47,7 +47,8 @@ EXAMPLES = r"""
 - name: Write the generation
   generation:
     root: /etc/ascent/a3-cluster
-    digest: sha256:0f4e…
+    digests:
+      quay.io/ascend/vllm-ascend:v0.21.0rc1-a3: sha256:0f4e…
 """
 
 RETURN = r"""
@@ -129,7 +130,7 @@ def main():
     module = AnsibleModule(
         argument_spec={
             "root": {"type": "path", "required": True},
-            "digest": {"type": "str"},
+            "digests": {"type": "dict"},
             "number": {"type": "int"},
             "files": {"type": "dict"},
             "manifest": {"type": "dict"},

@@ -3,8 +3,10 @@
 A manifest is what one host knows of one generation::
 
     {"number": 3, "plan_hash": "…", "recipe": "…", "image": "…", "digest": "sha256:…",
-     "created": "2026-01-31T12:00:00Z",
+     "images": {"…": "sha256:…"}, "created": "2026-01-31T12:00:00Z",
      "processes": {"prefill-0-head": {"definition": "…", "since": 2}}}
+
+``images`` has the digest of every image that the plan's processes run; ``image`` and ``digest`` are the engine's.
 
 ``since`` is the generation in which the process last changed. Its container mounts that generation's script, so a new
 generation leaves an unchanged process running.
@@ -12,10 +14,22 @@ generation leaves an unchanged process running.
 
 from __future__ import annotations
 
-__all__ = ["container_definition", "decide", "locked_digest", "manifest", "to_restart"]
+__all__ = ["container_definition", "decide", "images_of", "locked_digest", "manifest", "to_restart"]
 
 import hashlib
 from typing import Any, Dict, Iterable, List, Mapping, Optional
+
+#: Digest by image reference; None where a dry run can't know it.
+Digests = Mapping[str, Optional[str]]
+
+
+def images_of(plan: Mapping[str, Any], host: Optional[str] = None) -> List[str]:
+    """The images that processes of the plan, or of one ``host``, run, in alphabetical order.
+
+    Jobs with devices of their own (offline inference) count; clients are nothing that a launch stands on.
+    """
+    running = [*plan["processes"], *(job for job in plan.get("jobs") or [] if job["devices"])]
+    return sorted({one["container"]["image"] for one in running if host in (None, one["host"])})
 
 
 def container_definition(process: Mapping[str, Any], digest: Optional[str]) -> str:
@@ -32,31 +46,33 @@ def locked_digest(image: str, states: Iterable[Optional[Mapping[str, Any]]]) -> 
     newest = 0
     for state in states:
         for entry in _generations(state):
-            if entry.get("image") == image and entry.get("digest") and entry["number"] >= newest:
-                newest, found = entry["number"], entry["digest"]
+            digest = (entry.get("images") or {}).get(image)
+            if digest and entry["number"] >= newest:
+                newest, found = entry["number"], digest
     return found
 
 
 def decide(
-    plan: Mapping[str, Any], digest: Optional[str], states: Mapping[str, Optional[Mapping[str, Any]]]
+    plan: Mapping[str, Any], digests: Digests, states: Mapping[str, Optional[Mapping[str, Any]]]
 ) -> Dict[str, Any]:
     """The generation number for ``plan`` and each process's ``since``.
 
-    The newest generation found on any host is taken up again when it renders this plan and this digest: either it is
+    The newest generation found on any host is taken up again when it renders this plan with these images: either it is
     what runs already, or an interrupted run left it half written. Otherwise the number after the newest is taken.
     Returns ``{"number", "new", "processes": {name: {"definition", "since"}}}``; ``new`` says that no host has it.
     """
     newest = max((entry["number"] for state in states.values() for entry in _generations(state)), default=0)
+    images = _locked(plan, digests)
     same = [
         entry
         for state in states.values()
         for entry in _generations(state)
-        if entry["number"] == newest and entry["plan_hash"] == plan["hash"] and entry.get("digest") == digest
+        if entry["number"] == newest and entry["plan_hash"] == plan["hash"] and entry.get("images") == images
     ]
     number = newest if same else newest + 1
     processes = {}
     for process in plan["processes"]:
-        definition = container_definition(process, digest)
+        definition = container_definition(process, images[process["container"]["image"]])
         since = _since(states.get(process["host"]), process["name"], definition, number)
         processes[process["name"]] = {"definition": definition, "since": since}
     return {"number": number, "new": not same, "processes": processes}
@@ -64,7 +80,7 @@ def decide(
 
 def manifest(
     plan: Mapping[str, Any],
-    digest: Optional[str],
+    digests: Digests,
     decision: Mapping[str, Any],
     host: str,
     state: Optional[Mapping[str, Any]],
@@ -79,7 +95,8 @@ def manifest(
         "plan_hash": plan["hash"],
         "recipe": plan["recipe"],
         "image": plan["engine"]["image"],
-        "digest": digest,
+        "digest": digests.get(plan["engine"]["image"]),
+        "images": _locked(plan, digests),
         "created": created,
         "processes": {name: entry for name, entry in decision["processes"].items() if name in mine},
     }
@@ -106,6 +123,11 @@ def to_restart(
         if len(well) < len(instance["processes"]):
             names += well
     return names
+
+
+def _locked(plan: Mapping[str, Any], digests: Digests) -> Dict[str, Optional[str]]:
+    """Digests of just the images that the plan's processes run."""
+    return {image: digests.get(image) for image in images_of(plan)}
 
 
 def _generations(state: Optional[Mapping[str, Any]]) -> List[Dict[str, Any]]:

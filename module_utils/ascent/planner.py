@@ -565,11 +565,13 @@ class _Builder:
         """What the server's script waits for: the cluster shows the devices of all nodes."""
         total = seat.pool["devices"] * seat.pool["nodes"]
         address = f"{self.scene.address(seat.head)}:{seat.ports['ray_port']}"
+        nodes = [one.host for one in self.scene.seats if one.instance == seat.instance and one.devices]
+        parts = ", ".join(f"{seat.pool['devices']} of {host} ({self.scene.address(host)})" for host in nodes)
         return {
             "argv": ["ray", "status", f"--address={address}"],
             "shows": f"/{float(total)} {self._ray_resource(seat)}",
             "seconds": RAY_SECONDS,
-            "for": f"{total} devices of {seat.pool['nodes']} nodes in the Ray cluster at {address}",
+            "for": f"{total} devices in the Ray cluster at {address}: {parts}",
         }
 
     # -- processes beside the engines ----------------------------------------------------------------------------------

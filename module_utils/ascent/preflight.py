@@ -16,6 +16,7 @@ from . import versions as version_files
 from .engines import image_platform
 from .errors import ParseError
 from .findings import finding, sort_findings
+from .generations import images_of
 
 _STAGE = "preflight"
 #: What later stages bring by themselves, with the ids that are no errors then.
@@ -96,8 +97,8 @@ def _host(plan: _Facts, host: str, node: _Facts, image_gb: float, memory_gb: flo
             )
         )
     disk = _part(node, "disk").get(_ENGINE_ROOT)
-    seen = [one.get("image") for one in _part(node, "state").get("generations", ())]
-    if disk and plan["engine"]["image"] not in seen and disk["free_mb"] < image_gb * 1024:
+    seen = {image for one in _part(node, "state").get("generations", ()) for image in one.get("images") or ()}
+    if disk and set(images_of(plan, host)) - seen and disk["free_mb"] < image_gb * 1024:
         found.append(
             _error(
                 "D16",

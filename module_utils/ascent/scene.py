@@ -217,7 +217,7 @@ class Scene:
             "ipc": ipc,
             "shm_size": None if ipc == "host" else given.get("shm_size", "1g"),
             "devices": [*self._device_files(profile, devices), *given.get("devices", [])],
-            "gpus": "all" if profile.get("gpus") and devices else None,
+            "gpus": self._gpus(profile, devices),
             "mounts": self._mounts(profile, given, image=image, devices=devices, more=mounts),
             "privileged": bool(given.get("privileged", False)),
             "capabilities": list(given.get("capabilities", [])),
@@ -226,6 +226,15 @@ class Scene:
             "script": script,
             "command": ["/bin/bash", script],
         }
+
+    @staticmethod
+    def _gpus(profile: Mapping[str, Any], devices: Sequence[int]) -> Optional[str]:
+        """What the container engine's --gpus takes: a process's own devices, or all where they need their numbers."""
+        if not profile.get("gpus") or not devices:
+            return None
+        # As with device files: a process that starts further up is given the whole node and picks by the variable.
+        whole = devices[0] != 0 or len(devices) == profile["devices"]
+        return "all" if whole else "device=" + ",".join(str(device) for device in devices)
 
     def _device_files(self, profile: Mapping[str, Any], devices: Sequence[int]) -> List[str]:
         """Device files of a process's devices; none where the runtime hands devices out by itself."""

@@ -16,7 +16,7 @@ from ascent_controller import facts, render
 
 
 class ActionModule(ActionBase):
-    """Sets the host fact ``ascent_generation``: what `generations.decide` returns, ``digest``, and ``restart``."""
+    """Sets the host fact ``ascent_generation``: what `generations.decide` returns, and ``restart``."""
 
     TRANSFERS_FILES = False
     _requires_connection = True
@@ -27,23 +27,22 @@ class ActionModule(ActionBase):
         task_vars = task_vars or {}
         plan = facts.plan(task_vars)
         host = task_vars["inventory_hostname"]
-        digest = self._task.args.get("digest")
-        if not digest and not self._task.check_mode:
-            raise AnsibleActionFail(
-                f"the image {plan['engine']['image']} is not locked to a digest yet: run --tags provision,launch"
-            )
+        digests = self._task.args.get("digests") or {}
+        unlocked = [image for image in generations.images_of(plan) if not digests.get(image)]
+        if unlocked and not self._task.check_mode:
+            raise AnsibleActionFail(f"{', '.join(unlocked)}: not locked to a digest yet; run --tags provision,launch")
         nodes = facts.nodes(task_vars)
         states = {name: (node or {}).get("state") for name, node in nodes.items()}
-        decision = generations.decide(plan, digest, states)
+        decision = generations.decide(plan, digests, states)
         manifest = generations.manifest(
-            plan, digest, decision, host, states[host], datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            plan, digests, decision, host, states[host], datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         )
         result.update(
             self._execute_module(
                 module_name="generation",
                 module_args={
                     "root": self._task.args["root"],
-                    "digest": digest,
+                    "digests": digests,
                     "number": decision["number"],
                     "files": {**render.files(plan, host=host)[host], "plan.json": render.plan_text(plan)},
                     "manifest": manifest,
@@ -52,5 +51,5 @@ class ActionModule(ActionBase):
             )
         )
         restart = generations.to_restart(plan, decision, nodes)
-        result["ansible_facts"] = {"ascent_generation": {"digest": digest, "restart": restart, **decision}}
+        result["ansible_facts"] = {"ascent_generation": {"restart": restart, **decision}}
         return result

@@ -44,15 +44,31 @@ def ascent_ulimits(container: Mapping[str, Any]) -> list[str]:
     return [f"{name}:{limit}" for name, limit in container["ulimits"].items()]
 
 
-def ascent_locked_image(reference: str, facts: Iterable[Mapping[str, Any]]) -> dict[str, str | None]:
-    """The image by the digest that the cluster has locked for it: ``{"reference", "digest", "name"}``.
+def ascent_device_requests(container: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What ``--gpus`` asks of the container engine, as ``community.docker.docker_container`` wants it.
 
-    ``facts`` has every host's ``ansible_facts``. Without a lock the digest is None and the name is the reference.
+    >>> ascent_device_requests({"gpus": "device=0,1"})
+    [{'device_ids': ['0', '1'], 'capabilities': [['gpu']]}]
+    >>> ascent_device_requests({"gpus": "all"}), ascent_device_requests({"gpus": None})
+    ([{'count': -1, 'capabilities': [['gpu']]}], [])
+    """
+    wanted = container["gpus"]
+    if not wanted:
+        return []
+    which = {"count": -1} if wanted == "all" else {"device_ids": wanted.removeprefix("device=").split(",")}
+    return [{**which, "capabilities": [["gpu"]]}]
+
+
+def ascent_locked_images(plan: Mapping[str, Any], facts: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Every image of the plan's processes by the digest that the cluster has locked for it (`provisioning.lock`).
+
+    ``facts`` has every host's ``ansible_facts``.
     """
     states = [(host.get("ascent_node") or {}).get("state") for host in facts]
-    digest = generations.locked_digest(reference, states)
-    name = provisioning.at_digest(reference, digest) if digest else reference
-    return {"reference": reference, "digest": digest, "name": name}
+    return {
+        reference: provisioning.lock(reference, generations.locked_digest(reference, states))
+        for reference in generations.images_of(plan)
+    }
 
 
 class FilterModule:
@@ -64,7 +80,9 @@ class FilterModule:
             "ascent_bench_due": checking.bench_due,
             "ascent_endpoint_host": checking.endpoint_host,
             "ascent_health_endpoints": checking.health_endpoints,
-            "ascent_locked_image": ascent_locked_image,
+            "ascent_images_of": generations.images_of,
+            "ascent_device_requests": ascent_device_requests,
+            "ascent_locked_images": ascent_locked_images,
             "ascent_mounts": ascent_mounts,
             "ascent_published": ascent_published,
             "ascent_ulimits": ascent_ulimits,

@@ -8,7 +8,7 @@ from typing import Any
 from ascent_controller import provisioning
 
 DOCUMENTATION = r"""
-name: ascent_at_digest
+name: ascent_driver_findings
 short_description: Decisions of the provisioning roles
 """
 
@@ -19,10 +19,12 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name to function."""
         return {
-            "ascent_at_digest": provisioning.at_digest,
-            "ascent_digest_of": provisioning.digest_of,
             "ascent_driver_findings": provisioning.driver_findings,
-            "ascent_image_findings": provisioning.image_findings,
-            "ascent_resolved_digest": provisioning.resolved_digest,
+            "ascent_image_digests": provisioning.image_digests,
+            "ascent_image_locks": provisioning.image_locks,
+            "ascent_image_resolvers": provisioning.image_resolvers,
+            "ascent_images_due": provisioning.due,
+            "ascent_pulled_findings": provisioning.pulled_findings,
+            "ascent_resolved_digests": provisioning.resolved_digests,
             "ascent_weights_findings": provisioning.weights_findings,
         }

@@ -22,7 +22,7 @@ def write(run_module: Callable[..., dict[str, Any]]) -> Write:
     def call(root: Path, *, check: bool = False, **changes: Any) -> dict[str, Any]:
         arguments = {
             "root": str(root),
-            "digest": "sha256:1",
+            "digests": {"quay.io/x:v1": "sha256:1"},
             "number": 1,
             "files": {"head.sh": "#!/bin/bash\n", "plan.json": "{}\n"},
             "manifest": MANIFEST,

@@ -269,6 +269,9 @@ def test_dynamo_workers_behind_its_frontend():
         ["--disaggregation-mode", "prefill"],
     ]
     assert config_of(one) == {"kv_connector": "NixlConnector", "kv_role": "kv_both"}
+    # Inside a container devices are numbered from 0, and the variable holds the host's numbers.
+    first = found["prefill-0-worker"]
+    assert (env_of(first)["CUDA_VISIBLE_DEVICES"], first["container"]["gpus"]) == ("0,1", "device=0,1")
     env = env_of(one)
     assert env["CUDA_VISIBLE_DEVICES"] == "2,3"
     assert env["ETCD_ENDPOINTS"] == "http://198.18.0.1:2379"

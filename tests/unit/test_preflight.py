@@ -214,7 +214,7 @@ def test_worse_of_table_and_detail_counts(plan, nodes):
 
 def test_an_image_that_a_generation_had_needs_no_space(plan, nodes):
     FAULTS["D16"](nodes[FAULTY], plan)
-    nodes[FAULTY]["state"]["generations"] = [{"number": 1, "image": plan["engine"]["image"]}]
+    nodes[FAULTY]["state"]["generations"] = [{"number": 1, "images": {plan["engine"]["image"]: "sha256:1"}}]
     assert preflight.judge(plan, nodes) == []
     nodes[FAULTY]["state"]["generations"] = []
     assert preflight.judge(plan, nodes, image_gb=4) == []

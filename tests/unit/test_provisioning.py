@@ -45,6 +45,53 @@ def test_an_image_of_another_architecture_is_found(architecture: str, machine: s
     assert all(item["host"] == "n1" and machine in item["evidence"] for item in told)
 
 
+PLAN = {
+    "processes": [
+        {"host": "a2-01", "container": {"image": "e:v1"}},
+        {"host": "a3-01", "container": {"image": "e:v1-a3"}},
+        {"host": "a3-01", "container": {"image": "router:v1"}},
+        {"host": "a3-02", "container": {"image": "e:v1-a3"}},
+    ]
+}
+
+
+def test_a_host_that_runs_an_image_looks_it_up() -> None:
+    hosts = ["a2-01", "a3-01", "a3-02"]
+    resolvers = provisioning.image_resolvers(PLAN, hosts)
+    assert resolvers == {"e:v1": "a2-01", "e:v1-a3": "a3-01", "router:v1": "a3-01"}
+    assert provisioning.image_resolvers(PLAN, hosts[2:])["e:v1-a3"] == "a3-02"
+    mine = ["e:v1-a3", "router:v1", f"pinned@{DIGEST}"]
+    assert provisioning.due(mine, {}, resolvers, "a3-01", "a2-01") == ["e:v1-a3", "router:v1"]
+    assert provisioning.due(mine, {}, resolvers, "a3-02", "a2-01") == []
+    assert provisioning.due(mine, {}, {}, "a2-01", "a2-01") == ["e:v1-a3", "router:v1"]
+    locked = {"e:v1-a3": {"digest": DIGEST}, "router:v1": {"digest": None}}
+    assert provisioning.due(mine, locked, resolvers, "a3-01", "a2-01") == ["router:v1"]
+    assert provisioning.due(mine, locked, resolvers, "a3-01", "a2-01", update=True) == ["e:v1-a3", "router:v1"]
+
+
+def test_what_one_host_found_holds_for_all_and_goes_over_the_lock() -> None:
+    locked = {"e:v1": {"digest": "sha256:old"}, "router:v1": {"digest": "sha256:r"}}
+    locks = provisioning.image_locks([f"p:v1@{DIGEST}", "new:v1"], locked, [None, {}, {"e:v1": "sha256:new"}])
+    assert {name: one["name"] for name, one in locks.items()} == {
+        f"p:v1@{DIGEST}": f"p@{DIGEST}",
+        "new:v1": "new:v1",
+        "e:v1": "e@sha256:new",
+        "router:v1": "router@sha256:r",
+    }
+    assert provisioning.image_digests(locks)["new:v1"] is None
+
+
+def test_results_of_a_loop_are_read_one_by_one() -> None:
+    results = [
+        {"item": "q.io/e:v1", "image": {"RepoDigests": ["q.io/e@sha256:1"], "Architecture": "arm64"}},
+        {"item": "q.io/r:v1", "image": {"RepoDigests": [], "Architecture": "amd64"}},
+        {"item": "q.io/skipped:v1", "skipped": True},
+    ]
+    assert provisioning.resolved_digests(results) == {"q.io/e:v1": "sha256:1"}
+    told = provisioning.pulled_findings(results, "aarch64", "n1")
+    assert [(item["id"], "q.io/r:v1" in item["summary"]) for item in told] == [("B07", True)]
+
+
 def npu(**changes: object) -> dict:
     facts = {
         "tool": "/usr/local/bin/npu-smi",

@@ -111,6 +111,26 @@ def test_a_script_runs_as_the_plan_says(tmp_path):
     assert not (tmp_path / "pwned").exists()
 
 
+def test_gpus_and_an_image_of_its_own_show_in_the_container_run():
+    recipe = {
+        "name": "gpus",
+        "model": {"id": "org/model"},
+        "engine": {"name": "vllm", "image": "example.org/vllm:v0.21.0"},
+        "hardware": "h200",
+        "pools": {"serve": {"instances": 2, "instances_per_node": 2, "tensor_parallel": 2}},
+        "router": {"kind": "vllm-router", "image": "example.org/router:v1"},
+    }
+    (files,) = render.files(plan_of(recipe)).values()
+    words = {name: shlex.split(text.replace("\\\n", "")) for name, text in files.items() if "docker" in name}
+    first, second, router = (words[f"{name}.docker.sh"] for name in ("serve-0-head", "serve-1-head", "router"))
+    # The option's value is a list with commas, which needs quotes of its own.
+    assert first[first.index("--gpus") + 1] == '"device=0,1"'
+    assert second[second.index("--gpus") + 1] == "all"
+    assert "--gpus" not in router
+    assert "example.org/router:v1" in router
+    assert "example.org/vllm:v0.21.0" in first
+
+
 def test_a_missing_environment_script_is_said(tmp_path):
     recipe = inputs.recipe(inputs.PD)
     recipe["engine"]["source"] = [str(tmp_path / "nowhere.sh")]
@@ -170,6 +190,15 @@ def test_the_server_waits_until_the_cluster_shows_all_devices(tmp_path):
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "OUT": str(tmp_path)}
     done = subprocess.run(["bash", str(script)], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "2"
+    # Bounded, and at the end it says which nodes were wanted with what, and what Ray shows.
+    (tmp_path / "asked").unlink()
+    script.write_text(script.read_text().replace('"$SECONDS" -ge 600', '"$SECONDS" -ge 0'))
+    done = subprocess.run(["bash", str(script)], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (75, "")
+    told, shown = done.stderr.splitlines()
+    assert "not after 600 seconds: 16 devices in the Ray cluster at 198.18.0.1:6379" in told
+    assert "8 of n000 (198.18.0.1), 8 of n001 (198.18.0.2); wanted 16.0 NPU, shown is:" in told
+    assert shown == " 0.0/8.0 NPU"
 
 
 @settings(max_examples=25)

@@ -265,7 +265,7 @@ def test_the_follower_stands_alone_and_suits_old_pythons():
 # The state machine
 
 
-def process(name, host, kind="head", instance="decode-0", data=16, health=True):
+def process(name, host, kind="head", instance: str | None = "decode-0", data=16, health=True):
     return {
         "name": name,
         "kind": kind,
@@ -319,6 +319,48 @@ def test_ready_when_all_heads_answer_and_headless_runs():
     assert metrics["ready_seconds"] == 20
     assert metrics["processes"]["prefill-0-head"]["ready_seconds"] == 10
     assert metrics["processes"]["decode-0-headless-1"]["ready_seconds"] == 20
+
+
+def test_services_without_a_health_address_and_nodes_of_ray_are_ready_when_they_run():
+    plan = {
+        "processes": [
+            {**process("etcd", "n1", kind="discovery", health=False), "instance": None, "parallel": None},
+            process("serve-0-ray-head", "n1", kind="ray-head", instance="serve-0", health=False),
+            process("serve-0-ray-worker-1", "n2", kind="ray-worker", instance="serve-0", health=False),
+            process("serve-0-head", "n1", instance="serve-0"),
+            process("router", "n1", kind="router", instance=None),
+        ]
+    }
+    state = watch.Watch(plan, CATALOGUE, 100.0)
+
+    def look(host, now, *, ok=(), state_of="running"):
+        mine = [one["name"] for one in plan["processes"] if one["host"] == host]
+        urls = [one["name"] for one in plan["processes"] if one["host"] == host and one["health"]]
+        state.absorb(
+            host,
+            {
+                "reason": "wait",
+                "error": None,
+                "containers": {f"ascent-{name}": {"state": state_of, "restarts": 0, "exit_code": 0} for name in mine},
+                "lines": {},
+                "health": {name: {"ok": name in ok, "detail": ""} for name in urls},
+            },
+            now,
+        )
+
+    look("n1", 101.0, ok=["router"])
+    look("n2", 101.0)
+    assert state.processes["etcd"].ready_at == 101.0
+    assert state.processes["serve-0-ray-worker-1"].ready_at is None
+    assert state.verdict(101.0) is None
+    look("n1", 110.0, ok=["router", "serve-0-head"])
+    assert state.verdict(110.0) == "ready"
+    line = state.progress(110.0)
+    assert "etcd ready" in line
+    assert "serve-0-ray-head joined" in line
+    assert "serve-0-ray-worker-1 joined" in line
+    look("n1", 111.0, ok=["router", "serve-0-head"], state_of="exited")
+    assert state.verdict(114.0) == "failed"
 
 
 def test_progress_names_only_what_moved():

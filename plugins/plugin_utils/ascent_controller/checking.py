@@ -16,24 +16,31 @@ def endpoint_host(plan: Mapping[str, Any]) -> str:
 def health_endpoints(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every process that answers a health request, as the module `endpoint_health` takes them, engines before routers.
 
-    A process is named by its instance, so that a finding says what the operator knows; a router by itself.
+    A process is named by its instance, so that a finding says what the operator knows; where an instance has a server
+    for each rank, and beside the engines, by itself. Each server is asked for its own list of models.
     """
-    models = {instance["name"]: f"{instance['endpoint']['url']}/v1/models" for instance in _serving(plan)}
-    return [
-        {
-            "name": process["instance"] or process["name"],
-            "host": process["host"],
-            "url": process["health"],
-            **({"models_url": models[process["instance"]]} if process["instance"] in models else {}),
-        }
-        for process in plan["processes"]
-        if process["health"]
-    ]
+    several = {instance["name"] for instance in plan["instances"] if len(instance["endpoints"]) > 1}
+    served = {end["url"] for instance in plan["instances"] for end in instance["endpoints"]}
+    found = []
+    for process in plan["processes"]:
+        if not process["health"]:
+            continue
+        instance = process["instance"]
+        base = process["health"].removesuffix("/health")
+        found.append(
+            {
+                "name": process["name"] if instance is None or instance in several else instance,
+                "host": process["host"],
+                "url": process["health"],
+                **({"models_url": f"{base}/v1/models"} if base in served else {}),
+            }
+        )
+    return found
 
 
 def version_urls(plan: Mapping[str, Any]) -> list[str]:
     """Version pages of the engines; one that calls itself simulated marks every figure of a benchmark."""
-    return [f"{instance['endpoint']['url']}/version" for instance in _serving(plan)]
+    return [f"{instance['endpoint']['url']}/version" for instance in plan["instances"] if instance["endpoint"]]
 
 
 def bench_due(wanted: str, plan_hash: str, last: Mapping[str, Any] | None) -> bool:
@@ -45,7 +52,3 @@ def bench_due(wanted: str, plan_hash: str, last: Mapping[str, Any] | None) -> bo
     if wanted == "auto":
         return (last or {}).get("plan_hash") != plan_hash
     return wanted == "always"
-
-
-def _serving(plan: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [instance for instance in plan["instances"] if instance["endpoint"]]

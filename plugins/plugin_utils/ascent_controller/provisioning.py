@@ -9,17 +9,25 @@ __all__ = [
     "at_digest",
     "digest_of",
     "driver_findings",
+    "due",
+    "image_digests",
     "image_findings",
+    "image_locks",
+    "image_resolvers",
+    "lock",
+    "pulled_findings",
     "repository",
     "resolved_digest",
+    "resolved_digests",
     "weights_findings",
 ]
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ascent.errors import ParseError
 from ascent.findings import finding
+from ascent.generations import images_of
 from ascent.versions import compare, firmware_fits
 
 #: ``uname -m`` to the architecture that an image of it carries.
@@ -66,6 +74,76 @@ def resolved_digest(image: Mapping[str, Any], reference: str) -> str:
         if repository(entry) == wanted:
             return digest_of(entry)
     return ""
+
+
+def lock(reference: str, digest: str | None) -> dict[str, str | None]:
+    """An image by its digest; without one the name is the reference.
+
+    >>> lock("quay.io/ascend/vllm-ascend:v1", "sha256:abc")["name"]
+    'quay.io/ascend/vllm-ascend@sha256:abc'
+    """
+    return {
+        "reference": reference,
+        "digest": digest or None,
+        "name": at_digest(reference, digest) if digest else reference,
+    }
+
+
+def image_resolvers(plan: Mapping[str, Any], hosts: Sequence[str]) -> dict[str, str]:
+    """Who looks each image's tag up for all: the first of ``hosts`` that runs it, so that it fits the hardware."""
+    return {image: next((one for one in hosts if image in images_of(plan, one)), hosts[0]) for image in images_of(plan)}
+
+
+def due(
+    references: Iterable[str],
+    locked: Mapping[str, Mapping[str, Any]],
+    resolvers: Mapping[str, str],
+    host: str,
+    first: str,
+    *,
+    update: bool = False,
+) -> list[str]:
+    """The references that ``host`` has to look up: those without a digest, or all tags in an ``update``.
+
+    ``first`` looks up what ``resolvers`` gives to nobody.
+    """
+    return [
+        reference
+        for reference in references
+        if not digest_of(reference)
+        and (update or not (locked.get(reference) or {}).get("digest"))
+        and resolvers.get(reference, first) == host
+    ]
+
+
+def image_locks(
+    references: Iterable[str], locked: Mapping[str, Mapping[str, Any]], found: Iterable[Mapping[str, str] | None]
+) -> dict[str, dict[str, str | None]]:
+    """All images by reference, each by the digest it carries, or what hosts have just ``found``, or the locked one."""
+    fresh = {reference: digest for one in found for reference, digest in (one or {}).items()}
+    known = {reference: (one or {}).get("digest") for reference, one in locked.items()}
+    names = sorted({*references, *known, *fresh})
+    return {one: lock(one, digest_of(one) or fresh.get(one) or known.get(one)) for one in names}
+
+
+def image_digests(images: Mapping[str, Mapping[str, Any]]) -> dict[str, str | None]:
+    """Digest by reference, from what `image_locks` returns."""
+    return {reference: one["digest"] for reference, one in images.items()}
+
+
+def resolved_digests(results: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Digest by reference, from the results of a task that pulled one reference (``item``) after the other."""
+    told = {str(one["item"]): resolved_digest(one.get("image") or {}, str(one["item"])) for one in results}
+    return {reference: digest for reference, digest in told.items() if digest}
+
+
+def pulled_findings(results: Iterable[Mapping[str, Any]], machine: str, host: str) -> list[dict[str, Any]]:
+    """`image_findings` of all that a task has pulled."""
+    return [
+        item
+        for one in results
+        for item in image_findings(one.get("image") or {}, str(one.get("item", "")), machine, host)
+    ]
 
 
 def image_findings(image: Mapping[str, Any], reference: str, machine: str, host: str) -> list[dict[str, Any]]:

@@ -121,7 +121,8 @@ def _docker_run(process: Mapping[str, Any]) -> str:
     options += [["--cap-add", name] for name in container["capabilities"]]
     options += [["--ulimit", f"{name}={limit}"] for name, limit in container["ulimits"].items()]
     if container["gpus"]:
-        options.append(["--gpus", container["gpus"]])
+        # The option takes comma separated values, so a value with commas has quotes of its own.
+        options.append(["--gpus", container["gpus"] if container["gpus"] == "all" else f'"{container["gpus"]}"'])
     options += [["--device", device] for device in container["devices"]]
     for mount in container["mounts"]:
         mode = ":ro" if mount["read_only"] else ""

@@ -3,10 +3,12 @@
 `Watch` is the state machine and has no thread and no clock of its own. `run` drives it with one thread a host; each
 thread sends `program` to its node again and again (`ascent.follower` is what runs there) and feeds the answers back.
 
-Success: every process with a health address answers, and every headless process's container runs while its instance's
-head answers, which a head does only after all its ranks have joined. Failure: a container that is missing, ended or was
-restarted by its policy; a fatal log line; a host that can't be followed; no progress for ``stall`` seconds; or
-``timeout`` seconds. After the first bad sign the other nodes get a moment to hand in their lines, too.
+Success: every process with a health address answers; the containers of an instance's other processes (headless ones,
+workers, nodes of a Ray cluster) run while its head answers, which a head does only after all of them have joined; and
+what has neither a health address nor an instance, such as a service that the recipe describes, runs. Failure: a
+container that is missing, ended or was restarted by its policy; a fatal log line; a host that can't be followed; no
+progress for ``stall`` seconds; or ``timeout`` seconds. After the first bad sign the other nodes get a moment to hand in
+their lines, too.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ from ascent_controller import console
 #: Runs a Python program on one host: its source by stdin; (return code, stdout, stderr).
 Execute = Callable[[bytes], tuple[int, bytes, bytes]]
 
+#: Kinds that join another process of their instance instead of serving.
+_JOINING = frozenset(("headless", "worker", "ray-head", "ray-worker"))
+
 _WAIT = 10.0  # seconds a node waits for news
 _SETTLE = 1.0  # seconds a log line waits for others
 _FRESH = 900.0  # a container older than this is not part of this launch
@@ -56,7 +61,7 @@ class _Process:
     name: str
     host: str
     container: str
-    instance: str
+    instance: str | None
     kind: str
     url: str | None
     progress: Progress
@@ -236,6 +241,9 @@ class Watch:
     def _is_ready(self, process: _Process) -> bool:
         if process.url:
             return process.healthy
+        if process.instance is None:
+            # A service without a health address: nobody can ask it more than whether it runs.
+            return process.state == "running"
         heads = [p for p in self.processes.values() if p.instance == process.instance and p.url]
         joined = all(head.healthy for head in heads) if heads else process.progress.phase == "ready"
         return process.state == "running" and joined
@@ -272,7 +280,7 @@ class Watch:
         if process.state != "running":
             return process.state
         if self._is_ready(process):
-            return "joined" if process.kind == "headless" else "ready"
+            return "joined" if process.kind in _JOINING and not process.url else "ready"
         return process.progress.text()
 
     def findings(self) -> list[dict[str, Any]]:

@@ -65,6 +65,7 @@ def test_the_manifest_says_what_the_generation_is(files, own, number) -> None:
     manifest, plan = document(files, number, "manifest.json"), document(files, number, "plan.json")
     assert manifest["number"] == number
     assert manifest["digest"] == f"sha256:{DIGEST[number]}"
+    assert manifest["images"] == {plan["engine"]["image"]: manifest["digest"]}
     assert manifest["plan_hash"] == plan["hash"]
     assert manifest["recipe"] == "qwen3-235b-a22b-dp2"
     assert manifest["image"] == plan["engine"]["image"] == "198.19.0.2:5000/quay.io/ascend/vllm-ascend:v0.11.0rc2"

@@ -1,0 +1,48 @@
+"""What the check stage asks, taken from plans of several layouts."""
+
+from __future__ import annotations
+
+from ascent import planner
+from ascent_controller import checking
+from tests.unit import planning_inputs as inputs
+
+
+def plan_of(**changes):
+    recipe = {**inputs.recipe(inputs.PD), **changes}
+    recipe = {key: value for key, value in recipe.items() if value is not None}
+    return planner.plan(recipe, inputs.hardware(), inputs.hosts(inputs.hosts_needed(recipe)))
+
+
+def test_every_endpoint_is_asked_once_and_engines_for_their_models():
+    plan = plan_of()
+    asked = checking.health_endpoints(plan)
+    assert [one["name"] for one in asked] == ["prefill-0", "decode-0", "router"]
+    assert [one["url"] for one in asked] == [one["health"] for one in plan["processes"] if one["health"]]
+    assert [one.get("models_url", "").rpartition(":")[2] for one in asked] == ["30060/v1/models", "30050/v1/models", ""]
+
+
+def test_each_server_of_an_external_instance_is_asked_by_itself():
+    pools = {
+        "prefill": {"role": "prefill", "tensor_parallel": 8, "kv_port": 61000},
+        "decode": {"role": "decode", "nodes": 2, "data_parallel": 4, "data_parallel_mode": "external", "port": 9100},
+    }
+    asked = checking.health_endpoints(plan_of(pools=pools))
+    ranks = [one for one in asked if one["name"].startswith("decode")]
+    assert [one["name"] for one in ranks] == [f"decode-0-rank-{rank}" for rank in range(4)]
+    assert len({one["models_url"] for one in ranks}) == 4
+    for one in ranks:
+        assert one["models_url"] == one["url"].replace("/health", "/v1/models")
+    assert len({one["name"] for one in asked}) == len(asked)
+
+
+def test_workers_without_an_api_are_asked_for_their_health_only():
+    plan = plan_of(
+        engine={"name": "dynamo", "image": "example.org/dynamo:1.3.1"},
+        hardware="h200",
+        pools={"serve": {"tensor_parallel": 8}},
+        router={"kind": "dynamo"},
+        kv_transfer=None,
+        jemalloc=None,
+    )
+    assert [one.get("models_url") for one in checking.health_endpoints(plan)] == [None, None]
+    assert checking.version_urls(plan) == []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import secrets
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -11,45 +13,53 @@ from typing import Any
 
 from aiohttp import web
 
-from . import text
+from . import text, tokenizer
+from .answers import ChatShape, Choice, CompletionShape, Shape, Usage, fingerprint
 from .config import Settings
 from .frontend import FrontEnd
 from .log import server_line
-from .rank import Event, Request
+from .protocol import ApiError, Generation, Json, Reader, chat_prompt, invalid, read_messages, seed
+from .scheduler import Event, Request, inside_id
 
 SERVER = "ascent-engine-simulator"
-Json = dict[str, Any]
-
-
-class ApiError(Exception):
-    """An answer in OpenAI's error form."""
-
-    def __init__(self, message: str, status: int = 400, kind: str = "BadRequestError", param: str | None = None):
-        super().__init__(message)
-        self.status = status
-        self.body = {"error": {"message": message, "type": kind, "param": param, "code": status}}
+UNCOUNTED = ("/metrics", "/health", "/load", "/ping", "/version")
+LOOK_SECONDS = 0.5  # how often a request that gets no events looks whether its client is still there
 
 
 class Api:
-    """Handlers of one server. `on_request` is called before each generation starts."""
+    """Handlers of one server. `on_request` is called before each generation starts.
 
-    def __init__(self, config: Settings, front: FrontEnd, version: str, on_request: Callable[[], None]) -> None:
+    It returns the fault that the answer has to show: `http-500`, `hang`, `garbage`, `empty`, or None.
+    """
+
+    def __init__(
+        self, config: Settings, front: FrontEnd, version: str, on_request: Callable[[], str | None] = lambda: None
+    ) -> None:
         self.config, self.front, self.version, self.on_request = config, front, version, on_request
+        self.tokenizer = tokenizer.load(config.model.directory)
+        self.reader = Reader(config, self.tokenizer)
+        self.print = fingerprint(config, version)
         self.created = int(time.time())
+        self.load = 0
         self.app = web.Application(middlewares=[self._frame], client_max_size=2**26)
         self.app.add_routes(
             [
                 web.get("/health", self._health),
                 web.get("/ping", self._health),
+                web.post("/ping", self._health),
+                web.get("/load", self._load),
                 web.get("/version", self._version),
                 web.get("/metrics", self._metrics),
+                web.get("/metrics/", self._metrics),
                 web.get("/v1/models", self._models),
                 web.post("/tokenize", self._tokenize),
-                web.post("/reset_prefix_cache", self._health),
+                web.post("/detokenize", self._detokenize),
                 web.post("/v1/completions", self._completions),
                 web.post("/v1/chat/completions", self._chat),
             ]
         )
+        if os.environ.get("VLLM_SERVER_DEV_MODE") == "1":
+            self.app.add_routes([web.post("/reset_prefix_cache", self._reset)])
 
     @web.middleware
     async def _frame(self, request: web.Request, handler: Any) -> web.StreamResponse:
@@ -62,17 +72,31 @@ class Api:
         except ApiError as error:
             response = web.json_response(error.body, status=error.status)
         except web.HTTPException as error:
-            response = web.json_response({"detail": error.reason}, status=error.status)
+            response = web.json_response(_http_error(error), status=error.status)
         if not response.prepared:
-            response.headers["Server"] = SERVER
+            response.headers.update(self._headers(request))
+        if request.path not in UNCOUNTED:
+            known = request.match_info.route.resource
+            self.front.metrics.answered(known.canonical if known else "none", request.method, response.status)
         server_line("APIServer", f'{request.remote} - "{request.method} {request.path} HTTP/1.1" {response.status}')
         return response
 
+    def _headers(self, request: web.Request) -> dict[str, str]:
+        found = {"Server": SERVER}
+        if self.config.serving.request_id_headers:
+            found["X-Request-Id"] = request.headers.get("X-Request-Id") or uuid.uuid4().hex
+        return found
+
     def _allowed(self, request: web.Request) -> bool:
-        return request.headers.get("Authorization", "").removeprefix("Bearer ") in self.config.api_keys
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        keys = [secrets.compare_digest(given.encode(), key.encode()) for key in self.config.api_keys]
+        return scheme.lower() == "bearer" and any(keys)
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response()
+
+    async def _load(self, _: web.Request) -> web.Response:
+        return web.json_response({"server_load": self.load})
 
     async def _version(self, _: web.Request) -> web.Response:
         return web.json_response({"version": self.version, "simulated": True})
@@ -83,6 +107,13 @@ class Api:
         )
 
     async def _models(self, _: web.Request) -> web.Response:
+        rights = {"create_engine": False, "sampling": True, "logprobs": True, "search_indices": False, "view": True,
+                  "fine_tuning": False}  # fmt: skip
+        permission = {
+            "id": f"modelperm-{uuid.uuid4().hex[:16]}", "object": "model_permission", "created": self.created,
+            **{f"allow_{right}": allowed for right, allowed in rights.items()},
+            "organization": "*", "group": None, "is_blocking": False,
+        }  # fmt: skip
         cards = [
             {
                 "id": name,
@@ -92,257 +123,224 @@ class Api:
                 "root": self.config.model_id,
                 "parent": None,
                 "max_model_len": self.config.max_model_len,
-                "permission": [],
+                "permission": [permission],
             }
             for name in self.config.served
         ]
         return web.json_response({"object": "list", "data": cards})
 
+    async def _reset(self, _: web.Request) -> web.Response:
+        self.front.reset_prefix_cache()
+        return web.Response()
+
     async def _tokenize(self, request: web.Request) -> web.Response:
         body = await self._body(request)
-        prompt = chat_prompt(body["messages"]) if "messages" in body else body.get("prompt")
-        if not isinstance(prompt, str):
-            raise ApiError("`prompt` must be a string, or `messages` a list")
-        found = text.pieces(prompt)
+        self.reader.check_model(body.get("model"))
+        wrong: list[Json] = []
+        if "messages" in body:
+            prompt = chat_prompt(read_messages(body, wrong), body.get("add_generation_prompt", True),
+                                 body.get("continue_final_message", False))  # fmt: skip
+        elif isinstance(body.get("prompt"), str):
+            prompt = body["prompt"]
+        else:
+            loc = ("body", "TokenizeCompletionRequest", "prompt")
+            kind, words = ("string_type", "Input should be a valid string") if "prompt" in body else (
+                "missing", "Field required")  # fmt: skip
+            wrong.append({"type": kind, "loc": loc, "msg": words, "input": body.get("prompt", body)})
+        if wrong:
+            raise invalid(wrong)
+        ids = self.tokenizer.encode(prompt)
         answer: Json = {
-            "count": len(found),
+            "count": len(ids),
             "max_model_len": self.config.max_model_len,
-            "tokens": [text.token_id(piece) for piece in found],
-            "token_strs": found if body.get("return_token_strs") else None,
+            "tokens": ids,
+            "token_strs": self.tokenizer.words(ids) if body.get("return_token_strs") else None,
         }
         return web.json_response(answer)
 
-    async def _body(self, request: web.Request) -> Json:
+    async def _detokenize(self, request: web.Request) -> web.Response:
+        body = await self._body(request)
+        self.reader.check_model(body.get("model"))
+        ids = body.get("tokens")
+        if not isinstance(ids, list) or not all(type(number) is int and number >= 0 for number in ids):
+            raise invalid([{"type": "list_type", "loc": ("body", "tokens"), "msg": "Input should be a valid list",
+                            "input": ids}])  # fmt: skip
         try:
-            body = await request.json()
+            return web.json_response({"prompt": self.tokenizer.decode(ids)})
         except ValueError as error:
-            raise ApiError(f"JSON decode error: {error}") from None
+            raise ApiError(str(error), 500, "Internal Server Error") from None
+
+    async def _body(self, request: web.Request) -> Json:
+        if request.content_type != "application/json":
+            raise invalid(["Unsupported Media Type: Only 'application/json' is allowed"])  # type: ignore[list-item]
+        try:
+            body = json.loads(await request.text())
+        except json.JSONDecodeError as error:
+            raise invalid([{"type": "json_invalid", "loc": ("body", error.pos), "msg": "JSON decode error",
+                            "input": {}, "ctx": {"error": error.msg}}]) from None  # fmt: skip
         if not isinstance(body, dict):
-            raise ApiError("Input should be a valid dictionary")
-        model = body.get("model")
-        if model is not None and model not in self.config.served:
-            raise ApiError(f"The model `{model}` does not exist.", 404, "NotFoundError", "model")
+            raise invalid([{"type": "model_attributes_type", "loc": ("body",), "msg": "Input should be a valid "
+                            "dictionary or object to extract fields from", "input": body}])  # fmt: skip
         return body
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
-        body = await self._body(request)
-        prompts = body.get("prompt")
-        if isinstance(prompts, str) or (isinstance(prompts, list) and prompts and isinstance(prompts[0], int)):
-            prompts = [prompts]
-        if not isinstance(prompts, list) or not prompts:
-            raise ApiError("Either prompt or prompt_embeds must be provided and non-empty.", param="prompt")
-        name = f"cmpl-{request.headers.get('X-Request-Id') or uuid.uuid4().hex}"
-        wanted = body.get("max_tokens")
-        limit = 16 if wanted is None else wanted
-        jobs = [
-            self._job(f"{name}-{index}", prompt, body, limit)
-            for index, prompt in enumerate(p for p in prompts for _ in range(int(body.get("n") or 1)))
-        ]
-        return await self._answer(
-            request, body, CompletionShape(name, body.get("model") or self.config.served[0]), jobs
-        )
+        asked = self.reader.completion(await self._body(request))
+        return await self._answer(request, asked, "cmpl", CompletionShape)
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        body = await self._body(request)
-        messages = body.get("messages")
-        if not isinstance(messages, list) or not messages:
-            raise ApiError("messages: List should have at least 1 item", param="messages")
-        name = f"chatcmpl-{request.headers.get('X-Request-Id') or uuid.uuid4().hex}"
-        limit = body.get("max_completion_tokens", body.get("max_tokens"))
-        count = int(body.get("n") or 1)
-        # vLLM gives a chat request with one choice no index behind its id.
-        ids = [name] if count == 1 else [f"{name}-{index}" for index in range(count)]
-        jobs = [self._job(one, chat_prompt(messages), body, limit) for one in ids]
-        return await self._answer(request, body, ChatShape(name, body.get("model") or self.config.served[0]), jobs)
+        asked = self.reader.chat(await self._body(request))
+        return await self._answer(request, asked, "chatcmpl", ChatShape)
 
-    def _job(self, request_id: str, prompt: Any, body: Json, limit: int | None) -> Request:
-        """One checked generation."""
-        words = " ".join(map(str, prompt)) if isinstance(prompt, list) else str(prompt)
-        count = len(prompt) if isinstance(prompt, list) else len(text.pieces(words))
-        longest = self.config.max_model_len
-        wanted = 1 if limit is None else limit
-        if not isinstance(wanted, int) or wanted < 1:
-            raise ApiError(f"max_tokens must be at least 1, got {limit}.", param="max_tokens")
-        if count == 0:
-            raise ApiError("The decoder prompt cannot be empty", param="prompt")
-        if count + wanted > longest:
-            raise ApiError(
-                f"This model's maximum context length is {longest} tokens. However, you requested {wanted} output "
-                f"tokens and your prompt contains {count} input tokens, for a total of {count + wanted} tokens. Please "
-                "reduce the length of the input prompt or the number of requested output tokens.",
-                param="input_tokens",
-            )
-        stop = body.get("stop") or []
-        temperature = body.get("temperature")
-        seed = text.seed_of(words, 1.0 if temperature is None else float(temperature), body.get("seed"))
-        return Request(
-            id=request_id,
-            prompt=words,
-            prompt_tokens=count,
-            max_tokens=wanted if limit is not None else longest - count,
-            min_tokens=int(body.get("min_tokens") or 0),
-            stop=[stop] if isinstance(stop, str) else list(stop),
-            ignore_eos=bool(body.get("ignore_eos")),
-            seed=seed,
-            kv=body.get("kv_transfer_params"),
-        )
+    def _jobs(self, name: str, asked: Generation, kind: str) -> tuple[list[Request], list[Choice]]:
+        """A request of the engine for every choice of every prompt, under the engine's ids."""
+        jobs, choices, values = [], [], asked.values
+        count = values["n"]
+        for number, (ids, prompt) in enumerate(asked.prompts):
+            base = name if asked.chat else f"{name}-{number}"
+            for choice in range(count):
+                jobs.append(
+                    Request(
+                        id=inside_id(base if count == 1 else f"{choice}_{base}"),
+                        prompt=ids,
+                        max_tokens=max(asked.limit(ids, self.config.max_model_len), 1),
+                        min_tokens=values["min_tokens"],
+                        stop=list(values["stop"]),
+                        stop_ids=list(values["stop_token_ids"]),
+                        include_stop=values["include_stop_str_in_output"],
+                        ignore_eos=values["ignore_eos"],
+                        seed=seed(asked, prompt, choice),
+                        opening=text.fact(prompt),
+                        lead="" if asked.chat or prompt[-1:].isspace() else " ",
+                        salt=values["cache_salt"],
+                        kind=kind,
+                        kv=values["kv_transfer_params"],
+                    )
+                )
+                choices.append(Choice(len(choices), ids, prompt))
+        return jobs, choices
 
-    async def _answer(self, request: web.Request, body: Json, shape: Shape, jobs: list[Request]) -> web.StreamResponse:
-        self.on_request()
-        usage = Usage(sum(job.prompt_tokens for job in jobs))
-        events = self._events(request, jobs)
-        if not body.get("stream"):
-            parts = [""] * len(jobs)
-            reasons: list[str | None] = [None] * len(jobs)
-            kv: Json | None = None
-            async for index, event in events:
-                if event.error:
-                    raise ApiError(event.error, 500, "InternalServerError")
-                parts[index] += event.text
-                reasons[index] = event.finish
-                usage.completion += event.tokens
-                kv = event.kv or kv
-            return web.json_response(shape.whole(parts, reasons, usage) | {"kv_transfer_params": kv})
-        options = body.get("stream_options") or {}
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8", "Server": SERVER})
-        await response.prepare(request)
-        for index in range(len(jobs)):
-            if opening := shape.opening(index):
-                await _send(response, opening)
+    async def _answer(
+        self, request: web.Request, asked: Generation, prefix: str, form: type[Shape]
+    ) -> web.StreamResponse:
+        fault = self.on_request()
+        if fault == "http-500":
+            raise ApiError("Internal server error", 500, "InternalServerError")
+        base = request.headers.get("X-Request-Id") or asked.values["request_id"] or uuid.uuid4().hex
+        name = f"{prefix}-{base}"
+        jobs, choices = self._jobs(name, asked, fault or "")
+        shape = form(name, asked.values["model"] or self.config.served[0], asked, self.tokenizer, self.print)
+        usage = Usage(sum(len(ids) for ids, _ in asked.prompts))
+        if self.config.serving.track_load:
+            self.load += 1
+        try:
+            events = self._events(request, jobs, asked.values["n"], hang=fault == "hang")
+            if asked.values["stream"]:
+                return await self._stream(request, asked, shape, usage, choices, events)
+            return await self._whole(request, shape, usage, choices, events)
+        finally:
+            if self.config.serving.track_load:
+                self.load -= 1
+
+    def _count(self, usage: Usage, event: Event) -> None:
+        usage.completion += len(event.ids)
+        if event.first and usage.cached is None and self.config.serving.prompt_details:
+            usage.cached = event.cached + event.external
+
+    async def _whole(
+        self, request: web.Request, shape: Shape, usage: Usage, choices: list[Choice],
+        events: AsyncIterator[tuple[int, Event]],
+    ) -> web.StreamResponse:  # fmt: skip
+        kv: Json | None = None
         async for index, event in events:
-            if event.error:
-                await _send(response, ApiError(event.error, 500, "InternalServerError").body)
+            if event.finish == "error":
+                raise ApiError("Internal server error", 500, "InternalServerError")
+            choices[index].take(event)
+            self._count(usage, event)
+            kv = event.kv or kv
+        if request.transport is None:
+            raise ConnectionResetError("client has gone")
+        return web.json_response(shape.whole(choices, usage, kv))
+
+    async def _stream(
+        self, request: web.Request, asked: Generation, shape: Shape, usage: Usage, choices: list[Choice],
+        events: AsyncIterator[tuple[int, Event]],
+    ) -> web.StreamResponse:  # fmt: skip
+        options = asked.values["stream_options"] or {}
+        force = self.config.serving.force_usage
+        include = force or bool(options.get("include_usage"))
+        always = force or (include and bool(options.get("continuous_usage_stats")))
+        headers = {"Content-Type": "text/event-stream; charset=utf-8"} | self._headers(request)
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(request)
+        first = True
+        async for index, event in events:
+            if event.finish == "error":
+                await _send(response, ApiError("Internal server error", 500, "InternalServerError").body)
                 break
-            usage.completion += event.tokens
-            chunk = shape.chunk(index, event)
-            if options.get("continuous_usage_stats"):
-                chunk["usage"] = usage.fields()
-            if event.text or event.finish:
-                await _send(response, chunk)
-        if options.get("include_usage"):
-            await _send(response, shape.frame("chunk") | {"choices": [], "usage": usage.fields()})
+            if first:
+                first = False
+                for choice in choices:
+                    if opening := shape.opening(choice):
+                        await _send(response, shape.chunk(opening, _short(usage.fields(0)) if always else None))
+            choice = choices[index]
+            choice.take(event)
+            self._count(usage, event)
+            counted = _short(Usage(len(choice.prompt), len(choice.ids or [])).fields()) if always else None
+            delta = shape.delta(choice, event)
+            choice.opened = True
+            await _send(response, shape.chunk(delta, counted, last=bool(event.finish) and not include))
+        else:
+            if include:
+                await _send(response, shape.chunk(None, _short(usage.fields()), last=True))
         await response.write(b"data: [DONE]\n\n")
         return response
 
-    async def _events(self, request: web.Request, jobs: list[Request]) -> AsyncIterator[tuple[int, Event]]:
+    async def _events(
+        self, request: web.Request, jobs: list[Request], choices: int, hang: bool
+    ) -> AsyncIterator[tuple[int, Event]]:
         """Events of all jobs until each has finished; a client that leaves takes its jobs with it."""
         stream: asyncio.Queue[Event] = asyncio.Queue()
         places = {job.id: index for index, job in enumerate(jobs)}
-        for job in jobs:
-            self.front.submit(job, stream)
+        rank = request.headers.get("X-data-parallel-rank", "")
+        for job in () if hang else jobs:
+            try:
+                self.front.submit(job, stream, int(rank) if rank.isdecimal() else None, choices)
+            except ValueError as error:
+                raise ApiError(str(error)) from None
         try:
             while places:
-                event = await stream.get()
+                event = await _next(stream)
                 if request.transport is None or request.transport.is_closing():
                     raise ConnectionResetError("client has gone")
-                yield places[event.id], event
-                if event.finish:
-                    del places[event.id]
+                if event:
+                    yield places[event.id], event
+                    if event.finish:
+                        del places[event.id]
         finally:
             for request_id in places:
                 self.front.abort(request_id)
 
 
-class Usage:
-    """Token counts of one HTTP request."""
-
-    def __init__(self, prompt: int) -> None:
-        self.prompt, self.completion = prompt, 0
-
-    def fields(self) -> Json:
-        """OpenAI's `usage` object."""
-        return {
-            "prompt_tokens": self.prompt,
-            "total_tokens": self.prompt + self.completion,
-            "completion_tokens": self.completion,
-            "prompt_tokens_details": None,
-        }
-
-
-class Shape:
-    """How answers of one endpoint look."""
-
-    objects: dict[str, str]
-
-    def __init__(self, name: str, model: str) -> None:
-        self.name, self.model, self.created = name, model, int(time.time())
-
-    def frame(self, form: str) -> Json:
-        """The fields every object has; `form` is `whole` or `chunk`."""
-        return {"id": self.name, "object": self.objects[form], "created": self.created, "model": self.model}
-
-    def whole(self, parts: list[str], reasons: list[str | None], usage: Usage) -> Json:
-        """An answer in one piece."""
-        choices = [self.choice(i, part, reasons[i]) for i, part in enumerate(parts)]
-        return self.frame("whole") | {"choices": choices, "usage": usage.fields()}
-
-    def choice(self, index: int, words: str, reason: str | None) -> Json:
-        """One choice of a whole answer."""
-        raise NotImplementedError
-
-    def opening(self, _index: int) -> Json | None:
-        """The chunk before the first token, where there is one."""
+async def _next(stream: asyncio.Queue[Event]) -> Event | None:
+    """The next event, or None after a while without one."""
+    if not stream.empty():
+        return stream.get_nowait()
+    try:
+        async with asyncio.timeout(LOOK_SECONDS):
+            return await stream.get()
+    except TimeoutError:
         return None
 
-    def chunk(self, index: int, event: Event) -> Json:
-        """One streamed chunk."""
-        raise NotImplementedError
+
+def _short(usage: Json) -> Json:
+    """Usage without what is null, as streams have it."""
+    return {key: value for key, value in usage.items() if value is not None}
 
 
-class CompletionShape(Shape):
-    """`/v1/completions`."""
-
-    objects = {"whole": "text_completion", "chunk": "text_completion"}  # noqa: RUF012 -- a constant of the class
-
-    def choice(self, index: int, words: str, reason: str | None) -> Json:
-        """Text of one prompt."""
-        return {"index": index, "text": words, "logprobs": None, "finish_reason": reason, "stop_reason": None}
-
-    def chunk(self, index: int, event: Event) -> Json:
-        """The text one step added."""
-        return self.frame("chunk") | {"choices": [self.choice(index, event.text, event.finish)]}
-
-
-class ChatShape(Shape):
-    """`/v1/chat/completions`."""
-
-    objects = {"whole": "chat.completion", "chunk": "chat.completion.chunk"}  # noqa: RUF012 -- a constant of the class
-
-    def __init__(self, name: str, model: str) -> None:
-        super().__init__(name, model)
-        self.started: set[int] = set()
-
-    def choice(self, index: int, words: str, reason: str | None) -> Json:
-        """The assistant's message."""
-        message = {"role": "assistant", "content": words.lstrip(), "reasoning": None, "tool_calls": []}
-        return {"index": index, "message": message, "logprobs": None, "finish_reason": reason, "stop_reason": None}
-
-    def opening(self, index: int) -> Json:
-        """The role comes in a chunk of its own."""
-        return self._delta(index, {"role": "assistant", "content": ""}, None)
-
-    def chunk(self, index: int, event: Event) -> Json:
-        """The text one step added; the message starts without the space that starts a completion."""
-        words = event.text if index in self.started else event.text.lstrip()
-        if words:
-            self.started.add(index)
-        return self._delta(index, {"content": words}, event.finish)
-
-    def _delta(self, index: int, delta: Json, reason: str | None) -> Json:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return self.frame("chunk") | {"choices": [choice]}
-
-
-def chat_prompt(messages: list[Json]) -> str:
-    """Messages in the ChatML layout; parts that are not text count as one mark each."""
-    lines = []
-    for message in messages:
-        content = message.get("content") or ""
-        if isinstance(content, list):
-            content = "".join(part.get("text", "<|media|>") for part in content)
-        lines.append(f"<|im_start|>{message.get('role')}\n{content}<|im_end|>\n")
-    return "".join(lines) + "<|im_start|>assistant\n"
+def _http_error(error: web.HTTPException) -> Json:
+    """An error of the HTTP layer in the engine's form."""
+    return {"error": {"message": error.reason, "type": error.reason, "param": None, "code": error.status}}
 
 
 async def _send(response: web.StreamResponse, body: Json) -> None:
-    await response.write(b"data: " + json.dumps(body).encode() + b"\n\n")
+    await response.write(b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n")

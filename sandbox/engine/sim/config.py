@@ -9,7 +9,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from . import weights
+from . import serving, weights
 from .environment import USABLE
 from .log import EngineError, line
 
@@ -79,6 +79,7 @@ class Settings:
     kv: KvTransfer | None
     host_ip: str
     api_keys: tuple[str, ...]
+    serving: serving.Serving
 
     @property
     def world(self) -> int:
@@ -167,7 +168,8 @@ def settings(args: argparse.Namespace, table: dict[str, Any]) -> Settings:
         memory_utilization=args.gpu_memory_utilization,
         kv=kv,
         host_ip=host_ip(),
-        api_keys=tuple(args.api_key or ()),
+        api_keys=serving.api_keys(args),
+        serving=serving.read(args),
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from .config import Settings
 from .log import EngineError, line
-from .rank import Event, Request
+from .scheduler import Event, Request
 from .timing import timeout
 
 HANDSHAKE_MINUTES = 5

@@ -11,7 +11,6 @@ import asyncio
 import functools
 import json
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +20,6 @@ from .config import Settings
 from .log import EngineError, line
 from .timing import timeout
 
-BLOCK_TOKENS = 128
 BYTES_PER_TOKEN = 64  # stands for megabytes on the real machine
 MOST_BYTES = 65536  # of one transfer between two workers
 CONNECT_SECONDS = 10.0
@@ -33,10 +31,11 @@ class TransferError(Exception):
 
 @dataclass
 class Held:
-    """KV of a prefilled request that waits to be pulled."""
+    """KV of a prefilled request that waits to be pulled; it is given up when `expiry` comes."""
 
+    rank: int
     tokens: int
-    deadline: float
+    expiry: asyncio.TimerHandle
     pulls_left: int | None = None  # known from the first pull: one for each worker of the decode rank
 
 
@@ -56,12 +55,6 @@ def payload(request_id: str, tokens: int) -> bytes:
     return (mark * (size // len(mark) + 1))[:size]
 
 
-def blocks(request_id: str, tokens: int) -> list[int]:
-    """Block ids as an engine would report them."""
-    first = crc32(request_id.encode()) % 10_000
-    return list(range(first, first + -(-tokens // BLOCK_TOKENS)))
-
-
 class KvNode:
     """The KV side of one engine process."""
 
@@ -76,6 +69,7 @@ class KvNode:
         self.sent = dict.fromkeys(config.ranks, 0)  # bytes
         self.received = dict.fromkeys(config.ranks, 0)
         self.moved: Callable[[int], None] = lambda _rank: None  # called with the rank whose counts have changed
+        self.released: dict[int, Callable[[str], None]] = {}  # by rank: called with a request whose KV is not needed
         self.abort_seconds = timeout(float(os.environ.get("VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT", "480")))
 
     def port(self, rank: int, worker: int = 0) -> int:
@@ -115,6 +109,8 @@ class KvNode:
         """Stop listening."""
         for server in self.servers:
             server.close()
+        for held in self.held.values():
+            held.expiry.cancel()
 
     def peer(self) -> dict[str, Any]:
         """What this side says of itself in a handshake."""
@@ -144,6 +140,8 @@ class KvNode:
             refusal = self._refusal(asked["peer"])
             if refusal:
                 line(self.config.core(rank), refusal, level="ERROR")
+                if asked["request_id"] in self.held:
+                    self._let_go(asked["request_id"])
                 answer: dict[str, Any] = {"ok": False, "error": refusal}
                 data = b""
             elif asked["op"] == "pull":
@@ -161,14 +159,13 @@ class KvNode:
             writer.close()
 
     def _pulled(self, rank: int, asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-        self._expire()
         request_id = asked["request_id"]
         held = self.held.get(request_id)
         if held is None:
             return {"ok": False, "error": f"no KV of request {request_id} is held here"}, b""
         held.pulls_left = (asked["peer"]["tp_size"] if held.pulls_left is None else held.pulls_left) - 1
         if held.pulls_left <= 0:
-            del self.held[request_id]
+            self._let_go(request_id)
         data = payload(request_id, held.tokens)
         self.sent[rank] += len(data)
         self.moved(rank)
@@ -188,30 +185,49 @@ class KvNode:
             expected.done.set_result(expected.received)
         return {"ok": True}
 
-    def _expire(self) -> None:
-        """Free what nobody pulled within the abort timeout."""
-        now = time.monotonic()
-        for request_id in [key for key, held in self.held.items() if held.deadline < now]:
-            del self.held[request_id]
+    def _let_go(self, request_id: str) -> None:
+        """Nobody needs this request's KV any more."""
+        held = self.held.pop(request_id)
+        held.expiry.cancel()
+        self.released[held.rank](request_id)
 
-    def hold(self, request_id: str, rank: int, tokens: int) -> dict[str, Any]:
-        """Keep a prefilled request's KV for a decode instance to pull; the answer's `kv_transfer_params`."""
-        self._expire()
-        self.held[request_id] = Held(tokens, time.monotonic() + self.abort_seconds)
+    def _expire(self, request_id: str) -> None:
+        line(
+            self.config.core(self.held[request_id].rank),
+            f"Force freed expired request: {request_id}. Reason: Request exceeded timeout threshold "
+            f"({self.abort_seconds:g} seconds). Action: Resources have been forcibly released to prevent memory leak.",
+            source="mooncake_connector.py:210",
+        )
+        self._let_go(request_id)
+
+    def hold(self, request_id: str, rank: int, tokens: int, blocks: list[int], last: int) -> dict[str, Any]:
+        """Keep a prefilled request's KV for a decode instance to pull; the answer's `kv_transfer_params`.
+
+        `blocks` hold it, `last` is the token that was written.
+        What nobody pulls within VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT is given up.
+        """
+        expiry = asyncio.get_running_loop().call_later(self.abort_seconds, self._expire, request_id)
+        self.held[request_id] = Held(rank, tokens, expiry)
+        count = -(-tokens // self.config.serving.block_size)
         return {
             "do_remote_prefill": True,
             "do_remote_decode": False,
-            "remote_block_ids": blocks(request_id, tokens),
+            "remote_block_ids": [blocks[:count]],
             "remote_engine_id": f"{self.kv.engine_id}_dp{rank}",
             "remote_request_id": request_id,
             "remote_host": self.config.host_ip,
             "remote_port": self.port(rank),
-            "remote_tp_size": self.config.tensor,
+            "remote_ptp_size": self.config.tensor,
+            "remote_pcp_size": self.config.prefill_context,
+            "remote_dcp_size": 1,
+            "remote_multi_nodes_meta_mapping": {},
+            "last_token_id": last,
+            "num_prompt_blocks": count,
         }
 
     async def pull(self, rank: int, params: dict[str, Any]) -> None:
         """Fetch a request's KV, each local worker from its peer; TransferError when that fails."""
-        share = max(int(params.get("remote_tp_size", self.config.tensor)) // self.config.tensor, 1)
+        share = max(int(params.get("remote_ptp_size", self.config.tensor)) // self.config.tensor, 1)
         request = {"op": "pull", "request_id": params["remote_request_id"]}
         for worker in range(self.config.tensor):
             port = int(params["remote_port"]) + worker * share
@@ -224,14 +240,19 @@ class KvNode:
         """Announce a decode request to the metaserver: its parameters, and the future that its KV completes."""
         entry = self.expected[request_id] = Expected(set(range(self.config.tensor)))
         params = {
+            "token_ids": [],
             "request_id": request_id,
             "do_remote_prefill": False,
             "do_remote_decode": True,
-            "remote_block_ids": blocks(request_id, tokens),
+            "remote_block_ids": [list(range(-(-tokens // self.config.serving.block_size)))],
             "remote_engine_id": f"{self.kv.engine_id}_dp{rank}",
             "remote_host": self.config.host_ip,
             "remote_port": self.port(rank),
+            "remote_block_size": self.config.serving.block_size,
             "remote_tp_size": self.config.tensor,
+            "remote_pcp_size": self.config.prefill_context,
+            "remote_dcp_size": 1,
+            "remote_cached_tokens": 0,
         }
         return params, entry.done
 

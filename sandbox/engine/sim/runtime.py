@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
-from . import faults, timing, weights
+from . import faults, serving, timing, weights
 from .api import Api
 from .config import Settings, check_devices, check_memory
 from .dp import Head, Member
@@ -19,7 +19,8 @@ from .frontend import FrontEnd
 from .kv import KvNode
 from .log import EngineError, failure, line, server_line
 from .metrics import Metrics
-from .rank import Event, Rank
+from .rank import Rank
+from .scheduler import Event
 
 SHUTDOWN_SECONDS = 1.0
 
@@ -35,6 +36,7 @@ class Engine:
         self.member = None if config.is_head else Member(config)
         self.front: FrontEnd | None = None
         self.ranks: dict[int, Rank] = {}
+        self.blocks = 0  # of each rank's KV cache
         self.tasks: set[asyncio.Task[Any]] = set()
         self.runner: web.AppRunner | None = None
         self.fatal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -143,6 +145,9 @@ class Engine:
         await self._phase("memory")
         for rank in config.ranks:
             line(config.core(rank), f"Available KV cache memory: {left / 1024:.2f} GiB", source="worker.py:312")
+        self.blocks = serving.kv_blocks(config, left)
+        for text in serving.capacity_lines(config, self.blocks):
+            line(first, text, source="kv_cache_utils.py:1316")
         await self._phase("kv")
         if self.kv:
             await self.kv.listen()
@@ -173,12 +178,12 @@ class Engine:
         config = self.config
         if not config.headless:
             whole = config.mode == "internal"
-            self.front = FrontEnd(config, range(config.data) if whole else config.ranks, Metrics(config.served[0]))
+            self.front = FrontEnd(config, range(config.data) if whole else config.ranks, Metrics(config), self.blocks)
             if self.head and whole:
                 self.front.head = self.head
                 self.head.receive = self.front.receive
         for number in config.ranks:
-            self.ranks[number] = Rank(config, number, self.kv, self._emit)
+            self.ranks[number] = Rank(config, number, self.blocks, self.kv, self._emit)
             self._spawn(self.ranks[number].run())
         if self.kv:
             self.kv.moved = lambda rank: self._emit([], self.ranks[rank].stats())

@@ -1,9 +1,8 @@
-"""Words in, words out: a tokenizer of word pieces and answers in plain English that depend on the prompt.
+"""Answers in plain English that depend on the prompt.
 
 There is no language model here. An answer opens with a fact where the prompt asks for one that is known (a sum, a
 capital), and goes on with sentences put together from the phrase lists below, in an order drawn from a hash of the
-prompt.
-At temperature 0 the same prompt always gets the same answer.
+prompt. At temperature 0 the same prompt always gets the same answer.
 """
 
 from __future__ import annotations
@@ -12,11 +11,8 @@ import hashlib
 import random
 import re
 from collections.abc import Iterator
-from zlib import crc32
 
-VOCABULARY = 151_936
-# Up to seven letters, a leading space included, or one other character: about 1.3 pieces a word, as real tokenizers.
-PIECE = re.compile(r" ?[A-Za-z]{1,7}| ?\d{1,3}|\s|[^\sA-Za-z\d]")
+from .tokenizer import Tokenizer
 
 SUBJECTS = """Artificial intelligence|A careful engineer|The research community|Every large project|A modern hospital
 Good documentation|The next generation of tools|A small team|Public transport|The history of science|An honest count
@@ -43,14 +39,12 @@ def _phrases(text: str) -> list[str]:
     return text.replace("\n", "|").split("|")
 
 
-def pieces(text: str) -> list[str]:
-    """Text cut into tokens; joined together they are the text again."""
-    return PIECE.findall(text)
-
-
-def token_id(piece: str) -> int:
-    """A stable id for a piece."""
-    return crc32(piece.encode()) % VOCABULARY
+def phrases() -> Iterator[str]:
+    """Everything that answers are put together from, as it stands inside a sentence."""
+    for entries in (SUBJECTS, VERBS, OBJECTS, ENDINGS):
+        yield from (f" {phrase}" for phrase in _phrases(entries))
+        yield from (f" {phrase[0].lower()}{phrase[1:]}" for phrase in _phrases(entries))
+    yield from (f" {link}" for link in LINKS)
 
 
 def seed_of(prompt: str, temperature: float, seed: int | None) -> int:
@@ -60,14 +54,17 @@ def seed_of(prompt: str, temperature: float, seed: int | None) -> int:
     return int.from_bytes(hashlib.sha256(f"{chance}\n{prompt}".encode()).digest()[:8], "big")
 
 
-def answer(prompt: str, seed: int) -> Iterator[tuple[str, bool]]:
-    """Endless pieces of an answer, each with whether a model could end here."""
+def answer(tokenizer: Tokenizer, seed: int, opening: str = "", lead: str = " ") -> Iterator[tuple[int, bool]]:
+    """Endless token ids of an answer, each with whether a model could end before it.
+
+    `opening` is said first, `lead` separates the answer from its prompt (nothing in a chat).
+    """
     rng = random.Random(seed)  # noqa: S311 -- repeatable text, not a secret
     lists = [_phrases(text) for text in (SUBJECTS, VERBS, OBJECTS, ENDINGS)]
     enough = rng.randint(4, 9)
-    opening = _fact(prompt)
     if opening:
-        yield from ((piece, False) for piece in pieces(opening))
+        yield from ((number, False) for number in tokenizer.encode(f"{lead}{opening}"))
+        lead = " "
     count = 0
     while True:
         for entries in lists:
@@ -75,20 +72,28 @@ def answer(prompt: str, seed: int) -> Iterator[tuple[str, bool]]:
         for parts in zip(*lists, strict=False):
             link = LINKS[count % len(LINKS)]
             subject = parts[0] if not link else parts[0][0].lower() + parts[0][1:]
-            sentence = pieces(f" {link}{subject} {' '.join(parts[1:])}.")
+            sentence = tokenizer.encode(f"{lead}{link}{subject} {' '.join(parts[1:])}.")
+            yield from ((number, at == 0 and count >= enough) for at, number in enumerate(sentence))
+            lead = " "
             count += 1
-            for position, piece in enumerate(sentence, 1):
-                yield piece, position == len(sentence) and count >= enough
 
 
-def _fact(prompt: str) -> str:
-    """A short true answer to the few questions that checks like to ask."""
+def garbage(tokenizer: Tokenizer, seed: int) -> Iterator[tuple[int, bool]]:
+    """Endless tokens without sense, as an engine with broken weights or a broken KV transfer writes them."""
+    rng = random.Random(seed)  # noqa: S311
+    letters = range(min(256, tokenizer.size))
+    while True:
+        yield rng.choice(letters) if rng.random() < 0.3 else rng.randrange(tokenizer.size), False
+
+
+def fact(prompt: str) -> str:
+    """A short true answer to the few questions that checks like to ask; empty for all others."""
     last = prompt[-400:].lower()
     if sums := re.findall(r"(\d{1,6})\s*([+*x-])\s*(\d{1,6})", last):
         left, sign, right = sums[-1]
         result = {"+": int(left) + int(right), "-": int(left) - int(right)}.get(sign, int(left) * int(right))
-        return f" {result}."
+        return f"{result}."
     for country, capital in CAPITALS.items():
         if f"capital of {country}" in last:
-            return f" {capital}."
+            return f"{capital}."
     return ""

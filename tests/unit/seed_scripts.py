@@ -37,7 +37,7 @@ def read_script(text: str) -> dict[str, Any]:
         elif words[0] == "fi":
             inside = False
         elif words[0] == "until":
-            result["waits"].append(words[1:3])
+            result["waits"] += re.findall(r"\$\((\w+ \w+)", " ".join(words))
         elif words[0] == "unset":
             result["unset"] += words[1:]
         elif words[0] == ".":

@@ -56,7 +56,8 @@ def pair(connector: str, folder: Path) -> Iterator[Pair]:
         transfer = {"kv_connector": connector, "kv_role": role, "kv_port": str(first + 4 + 4 * index)}
         arguments = ["-tp", "2", "--enforce-eager", "--no-enable-prefix-caching", "--kv-transfer-config"]
         argv = serve(first + index, *arguments, json.dumps(transfer | {"kv_connector_extra_config": sizes}))
-        visible = {"ASCEND_RT_VISIBLE_DEVICES": f"{2 * index},{2 * index + 1}"}
+        # Resetting the prefix cache is a path of the engine's development mode.
+        visible = {"ASCEND_RT_VISIBLE_DEVICES": f"{2 * index},{2 * index + 1}", "VLLM_SERVER_DEV_MODE": "1"}
         processes.append(Process(root, argv, folder / f"{role}.log", visible))
     try:
         for process in processes:

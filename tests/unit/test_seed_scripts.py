@@ -185,7 +185,7 @@ def script_differences(stem: str, name: str) -> tuple[list[tuple[str, str, Any, 
     found += differences("unset", dict.fromkeys(expected["unset"], True), dict.fromkeys(ours["unset"], True))
     found += differences("source", {}, dict.fromkeys(ours["source"], True))
     found += differences("guarded", {}, dict.fromkeys(ours["guarded"], True))
-    found += differences("wait", {}, {" ".join(words): True for words in ours["waits"]})
+    found += differences("wait", {}, dict.fromkeys(ours["waits"], True))
     found += [("host-command", text, True, None) for text in expected.get("host_commands", [])]
     if expected["program"] != ours["program"]:
         found.append(("program", "program", expected["program"], ours["program"]))

@@ -11,9 +11,10 @@ import jsonschema
 import pytest
 import yaml
 
-from ascent import engines
+from ascent import engines, rules
 from ascent_controller import loader
 from ascent_controller.loader import ROOT
+from tests.unit import planning_inputs
 
 HARDWARE = sorted((ROOT / "catalog" / "hardware").glob("*.yml"))
 MODELS = sorted((ROOT / "catalog" / "models").glob("*.yml"))
@@ -36,7 +37,7 @@ def variants() -> list[dict[str, Any]]:
     for path in MODELS:
         family = data(path)
         common = {key: value for key, value in family.items() if key != "variants"}
-        result += [{**common, **variant} for variant in family["variants"]]
+        result += [{**common, **variant, "own_rows": variant.get("rows", [])} for variant in family["variants"]]
     return result
 
 
@@ -63,6 +64,9 @@ def test_entries_fit_their_schema(path):
         ("models", "minimum_engine", {"vllm": "0.8"}),
         ("models", "figures", {"parameters": 1}),
         ("models", "variants", []),
+        ("models", "variants", [{"id": "org/any", "precision": "bf16"}]),
+        ("models", "variants", [{"id": "org/any", "precision": "bf16", "weights": {"local": ["org/any"]}}]),
+        ("models", "variants", [{"id": "org/any", "precision": "bf16", "weights": {"modelscope": ["any"]}}]),
     ],
 )
 def test_schemas_refuse_what_does_not_fit(folder, key, value):
@@ -97,9 +101,6 @@ def test_devices_get_into_containers_one_way(name):
         tools = set(profile["tools"].values())
         assert tools <= set(profile["mounts"]), "a tool that checks use is mounted where the engine can call it too"
         assert ("fabric" in profile) == ("fabric" in profile["tools"])
-    if "same_sizing_as" in profile:
-        other = profiles()[profile["same_sizing_as"]]
-        assert (other["hbm_mb"], other["devices_per_npu"]) == (profile["hbm_mb"], profile["devices_per_npu"])
 
 
 def test_suffixes_are_ones_that_images_have():
@@ -108,15 +109,132 @@ def test_suffixes_are_ones_that_images_have():
             assert engines.image_platform("quay.io/ascend/vllm-ascend:v0.21.0rc1" + profile["image_suffix"])
 
 
-def test_every_requirement_row_is_stated_once():
+def test_every_row_of_the_acceptance_list_is_stated_once():
     rows = [row for path in MODELS for row in data(path).get("rows", [])]
-    rows += [row for path in MODELS for variant in data(path)["variants"] for row in variant.get("rows", [])]
+    rows += [row for one in variants() for row in one["own_rows"]]
     assert sorted(rows) == sorted(ROWS)
 
 
+# The seeds' own tables: row, model, precision, devices by hardware, and where the seed links to the weights.
+REQUIRED = [
+    ("A30", "Qwen/Qwen3-0.6B", "bf16", {"a3": 2, "a2": 1}, "modelers"),
+    ("A31", "Qwen/Qwen3-1.7B", "bf16", {"a3": 2, "a2": 1}, "modelers"),
+    ("A32", "Qwen/Qwen3-4B", "bf16", {"a3": 2, "a2": 1}, "modelers"),
+    ("A33", "Qwen/Qwen3-8B", "bf16", {"a3": 2, "a2": 1}, "modelers"),
+    ("A34", "Qwen/Qwen3-14B", "bf16", {"a3": 2, "a2": 2}, "modelers"),
+    ("A35", "Qwen/Qwen3-32B", "bf16", {"a3": 4, "a2": 4, "a2-32g": 4}, "modelers"),
+    ("A36", "vllm-ascend/Qwen3-32B-W8A8", "w8a8", {"a3": 4, "a2": 4}, "modelscope"),
+    ("A37", "Qwen/Qwen3-235B-A22B", "bf16", {"a3": 16, "a2": 8, "a2-32g": 16}, "modelers"),
+    ("A38", "vllm-ascend/Qwen3-235B-A22B-w8a8", "w8a8", {"a3": 16, "a2": 8, "a2-32g": 16}, "modelscope"),
+    ("A39", "Qwen/Qwen3.5-397B-A17B", "bf16", {"a3": 32, "a2": 32}, "modelscope"),
+    ("A40", "Eco-Tech/Qwen3.5-397B-A17B-w8a8-mtp", "w8a8", {"a3": 16, "a2": 16}, "modelscope"),
+    ("A41", "Qwen/Qwen3-32B", "bf16", {"a3": 4, "a2": 4, "a2-32g": 4}, "huggingface"),
+]
+
+
+@pytest.mark.parametrize(("row", "name", "precision", "devices", "source"), REQUIRED, ids=lambda value: str(value)[:20])
+def test_a_requirement_row_is_stated_as_the_seed_states_it(row, name, precision, devices, source):
+    (model,) = [one for one in variants() if row in one["own_rows"]]
+    assert (model["id"], model["precision"]) == (name, precision)
+    assert model["devices"] == {f"atlas-800-{short}": count for short, count in devices.items()}
+    assert source in model["weights"]
+
+
+@pytest.mark.parametrize(
+    ("hardware", "name", "asked"),
+    [(f"atlas-800-{kind}", name, count) for _, name, _, devices, _ in REQUIRED for kind, count in devices.items()],
+)
+def test_one_device_less_than_recommended_is_a_warning(hardware, name, asked):
+    """An A3 card is two devices of an A2 card's size: what the seed asks for on A2 is enough on A3."""
+    (model,) = [one for one in variants() if one["id"] == name]
+    if hardware == "atlas-800-a3":
+        asked = min(asked, model["devices"]["atlas-800-a2"])
+    assert not warned(model, hardware, asked)
+    assert asked == 1 or warned(model, hardware, asked - 1) == [f"{asked} or more devices of {hardware}"]
+
+
+@pytest.mark.parametrize("hardware", ["atlas-800-a2-910b4-1", "dev-box"])
+def test_equal_devices_are_asked_for_in_equal_numbers(hardware):
+    (model,) = [one for one in variants() if one["id"] == "Qwen/Qwen3-14B"]
+    assert warned(model, hardware, 1) == [f"2 or more devices of {hardware}"]
+    assert not warned(model, "h200", 1), "no guide says anything of other devices"
+    assert not warned(model, "atlas-800-a2-32g", 1)
+
+
+def warned(model: dict[str, Any], hardware: str, devices: int) -> list[str]:
+    """What `model-devices` asks for, when one instance has so many devices."""
+    recipe = {
+        "name": "any",
+        "model": {"id": model["id"]},
+        "engine": {"name": "vllm-ascend", "image": "example.org/ascend/vllm-ascend:v0.21.0rc1"},
+        "hardware": hardware,
+        # One device a node, so that any number of them can be had.
+        "pools": {"serve": {"nodes": devices, "tensor_parallel": 1, "data_parallel": devices}},
+    }
+    found = rules.check(recipe, profiles(), planning_inputs.hosts(devices), model=model)
+    told = [item["evidence"] for item in found if item["id"] == "model-devices"]
+    return [re.search(r"(\d+ or more devices of \S+)", evidence).group(1) for evidence in told]
+
+
+# What all three families have in the engine's support matrix.
+FEATURES = {
+    *("bf16", "w8a8", "chunked-prefill", "prefix-caching", "async-scheduling", "aclgraph"),
+    *("tensor-parallel", "data-parallel"),
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "family", "facts", "more_features"),
+    [
+        ("L1", "qwen3-dense", {"kind": "dense", "attention": "full", "mtp": False, "multimodal": False}, set()),
+        ("L2", "qwen3-dense", {"kind": "dense", "served_as": "qwen3", "native_context": 40960}, set()),
+        (
+            "L3",
+            "qwen3-235b-a22b",
+            {"kind": "moe", "attention": "full", "served_as": "qwen3", "native_context": 40960},
+            {"expert-parallel", "prefill-decode"},
+        ),
+        (
+            "L4",
+            "qwen3.5-397b-a17b",
+            {"kind": "moe", "attention": "hybrid", "mtp": True, "multimodal": True, "served_as": "qwen3.5"},
+            {"expert-parallel", "prefill-decode", "speculative-decoding"},
+        ),
+    ],
+)
+def test_a_family_is_described_as_the_seed_describes_it(row, family, facts, more_features):
+    found = data(ROOT / "catalog" / "models" / f"{family}.yml")
+    assert row in found["rows"]
+    assert {"mtp": False, "multimodal": False, **found}.items() >= facts.items()
+    assert set(found["features"]) == FEATURES | more_features
+
+
+@pytest.mark.parametrize(
+    ("row", "family", "first"),
+    [
+        ("K2", "qwen3-dense", "v0.8.4rc2"),
+        ("K3", "qwen3-235b-a22b", "v0.8.4rc2"),
+        ("K7", "qwen3.5-397b-a17b", "v0.17.0rc1"),
+    ],
+)
+def test_the_first_release_of_a_family_is_the_seeds(row, family, first):
+    assert data(ROOT / "catalog" / "models" / f"{family}.yml")["minimum_engine"]["vllm-ascend"] == first
+
+
+def test_long_weights_need_no_scaling_and_short_ones_say_how():
+    native = {one["id"]: one["native_context"] for one in variants() if one["name"] == "qwen3-235b-a22b"}
+    assert native.pop("Qwen/Qwen3-235B-A22B-Instruct-2507") == 262144
+    assert set(native.values()) == {40960}
+    scaling = data(ROOT / "catalog" / "models" / "qwen3-235b-a22b.yml")["rope_scaling"]
+    assert scaling == {
+        "rope_type": "yarn", "rope_theta": 1000000, "factor": 4, "original_max_position_embeddings": 32768
+    }  # fmt: skip
+
+
 def test_names_of_models_are_unique():
-    names = [name for one in variants() for name in (one["id"], *one.get("aliases", []))]
+    names = [name for one in variants() for name in {name for names in one["weights"].values() for name in names}]
     assert len(names) == len(set(names))
+    assert all(any(one["id"] in names for names in one["weights"].values()) for one in variants())
 
 
 @pytest.mark.parametrize("model", variants(), ids=by_id)
@@ -150,11 +268,13 @@ def test_versions_are_versions(model):
     assert all(engines.version_key(version) for version in model["minimum_engine"].values())
 
 
-def test_the_loader_finds_a_model_by_any_of_its_names():
-    found = [
-        loader._model_facts({"model": {"id": name}}, ROOT)
-        for name in ("Qwen/Qwen3-235B-A22B", "vllm-ascend/Qwen3-235B-A22B", "vllm-ascend/Qwen3-235B-A22B-w8a8", "x/y")
-    ]
-    assert [findings for _, findings in found] == [[], [], [], []]
-    assert [model and model["precision"] for model, _ in found] == ["bf16", "bf16", "w8a8", None]
-    assert found[1][0]["figures"]["kv_heads"] == 4
+@pytest.mark.parametrize(
+    ("name", "id"),
+    [(name, one["id"]) for one in variants() for names in one["weights"].values() for name in names] + [("x/y", None)],
+)
+def test_the_loader_finds_a_model_by_any_of_its_names(name, id):
+    found, findings = loader._model_facts({"model": {"id": name}}, ROOT)
+    assert findings == []
+    assert (found and found["id"]) == id
+    if found is not None:
+        assert found["figures"]["kv_heads"], "what the family says is there too"

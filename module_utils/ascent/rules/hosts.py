@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["CHECKS"]
 
-from typing import Any, Dict, Iterator, Mapping, Set, Tuple
+from typing import Any, Dict, Iterator, Mapping, Optional, Set, Tuple
 
 from .. import layout
 from ..mistakes import mistake
@@ -291,14 +291,12 @@ def devices_suffice(context: Context) -> Iterator[Mistake]:
     ),
 )
 def model_fits(context: Context) -> Iterator[Mistake]:
-    """Recommended numbers, so a warning. Whole NPUs are compared: an A3 NPU has two dies and is recommended as one."""
-    needs: Mapping[str, int] = (context.model or {}).get("devices") or {}
+    """The guides call their numbers recommended ones, so fewer are a warning."""
     for pool in context.pools:
         for profile in context.profiles(pool):
-            least = needs.get(profile["name"], needs.get(profile.get("same_sizing_as", "")))
+            least = _recommended(context, profile)
             have = pool["devices"] * pool["nodes"]
-            dies = profile.get("devices_per_npu") or 1
-            if least and -(-have // dies) < -(-least // dies):
+            if least and have < least:
                 yield mistake(
                     "model-devices",
                     f"an instance of pool {pool['name']} has {have} devices; the model is recommended {least} of this "
@@ -309,6 +307,18 @@ def model_fits(context: Context) -> Iterator[Mistake]:
                     fix="raise tensor_parallel, data_parallel or nodes, or take a quantized model",
                     severity="warning",
                 )
+
+
+def _recommended(context: Context, profile: Mapping[str, Any]) -> Optional[int]:
+    """Devices that the model's guide recommends on such hardware; None if it says nothing of it.
+
+    Guides count in whole cards and nodes: "one A3 card or one A2 card", where the A3 card has two devices of the same
+    memory. What is enough in one wording is enough in the other, so the least number among equal devices counts.
+    """
+    needs: Mapping[str, int] = (context.model or {}).get("devices") or {}
+    size = (profile["vendor"], profile.get("hbm_mb"))
+    equal = {name for name, one in context.hardware.items() if (one["vendor"], one.get("hbm_mb")) == size}
+    return min((count for name, count in needs.items() if name in equal), default=None)
 
 
 @check(

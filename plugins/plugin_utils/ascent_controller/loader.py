@@ -499,7 +499,10 @@ def _cut(data: Any, path: list[Any]) -> None:
 
 
 def _model_facts(recipe: Mapping[str, Any], root: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-    """What the catalogue knows of the recipe's model: the family's facts with the variant's over them."""
+    """What the catalogue knows of the recipe's model: the family's facts with the variant's over them.
+
+    A recipe may call it by any name that one of its sources has it under.
+    """
     wanted = (recipe.get("model") or {}).get("id")
     findings: list[dict[str, Any]] = []
     found: dict[str, Any] | None = None
@@ -510,7 +513,7 @@ def _model_facts(recipe: Mapping[str, Any], root: Path) -> tuple[dict[str, Any] 
         if broken or not isinstance(document.data, dict):
             continue
         for variant in document.data["variants"]:
-            if wanted in (variant["id"], *variant.get("aliases", [])):
+            if any(wanted in names for names in variant["weights"].values()):
                 family = {key: value for key, value in document.data.items() if key != "variants"}
                 found = {**family, **variant}
     return found, findings

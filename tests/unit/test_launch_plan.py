@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -219,3 +220,30 @@ def test_render_needs_no_inventory_and_says_what_changes_where(tmp_path):
     assert "pool prefill needs 16 devices a node" in mixed.stdout
     wrong = run(tmp_path, *arguments, "-e", "render_hosts=few", hosts=nobody)
     assert "'few' is no number of hosts" in wrong.stdout
+
+
+def test_hardware_of_the_command_line_goes_before_the_inventorys(tmp_path):
+    """Seed 002: the deployment of A3 is that of A2, with another image."""
+    host = {"ansible_host": "192.0.2.11", "node_ip": "192.0.2.11", "hardware": "atlas-800-a3"}
+    variables = {"recipe": "qwen3-32b-w8a8-a3", "arch": "aarch64", "nic": "enp1s0"}
+    given = inventory(vars=variables, hosts={"one": host})
+    texts = {}
+    for hardware in ("atlas-800-a3", "atlas-800-a2"):
+        out = tmp_path / hardware
+        done = run(tmp_path, "-l", "one", "-e", f"render_to={out}", "-e", f"hardware={hardware}", hosts=given)
+        assert done.returncode == 0, done.stdout + done.stderr
+        texts[hardware] = {
+            path.name: re.sub("definition [0-9a-f]+", "", path.read_text()) for path in (out / "one").iterdir()
+        }
+    there, here = texts.values()
+    assert "vllm-ascend:v0.11.0rc2-a3 " in there["serve-0-head.docker.sh"]
+    assert {name: text.replace("v0.11.0rc2-a3", "v0.11.0rc2") for name, text in there.items()} == here
+
+
+def test_hardware_that_is_too_small_is_named_with_its_sizes(tmp_path):
+    arguments = ["-e", "recipe=qwen3.5-397b-a17b-w8a8-128k-a3", "-e", f"render_to={tmp_path / 'out'}"]
+    nobody = {"all": {"hosts": {}}}
+    done = run(tmp_path, *arguments, "-e", "render_hosts=1", "-e", "hardware=atlas-800-a2", hosts=nobody)
+    assert done.returncode != 0
+    assert "pool serve needs 16 devices a node (tensor 16 * data 1 a node), there are 8" in done.stdout
+    assert not (tmp_path / "out").exists()

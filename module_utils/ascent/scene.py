@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["CACHE", "STATE", "Scene", "model_directory"]
 
+import re
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Set
 
 from . import engines, layout, references
@@ -27,7 +28,10 @@ def model_directory(model: Mapping[str, Any], cache: str = CACHE) -> Optional[st
         # ModelScope's client writes a dot in a model's name as three underscores.
         return cache.rstrip("/") + "/modelscope/hub/models/" + str(model["id"]).replace(".", "___")
     if model.get("source") == "huggingface":
-        return cache.rstrip("/") + "/huggingface/hub/models--" + str(model["id"]).replace("/", "--")
+        place = cache.rstrip("/") + "/huggingface/hub/models--" + str(model["id"]).replace("/", "--")
+        revision = str(model.get("revision") or "")
+        # A commit names its files; a branch or tag is looked up in the cache itself.
+        return f"{place}/snapshots/{revision}" if re.fullmatch("[0-9a-f]{40}", revision) else place
     return None
 
 

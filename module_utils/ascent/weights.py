@@ -2,6 +2,8 @@
 
 A shard is a safetensors file: 8 bytes with the length of a JSON header, the header, then the data. The header says
 where the last tensor ends, so a copy that stopped early shows without reading the data.
+
+Hugging Face's client keeps a model as ``models--ORG--NAME/snapshots/COMMIT``, where ``refs/main`` holds the commit.
 """
 
 from __future__ import annotations
@@ -51,12 +53,27 @@ def _shards(directory: str, names: List[str]) -> List[str]:
     return [name for name in names if name.endswith(".safetensors")] or ["model.safetensors"]
 
 
+def _content(directory: str) -> str:
+    """Where the files are: the directory itself, or in a Hugging Face cache the snapshot that the client would take."""
+    snapshots = os.path.join(directory, "snapshots")
+    if not os.path.isdir(snapshots):
+        return directory
+    try:
+        with open(os.path.join(directory, "refs", "main"), encoding="utf-8") as stream:
+            return os.path.join(snapshots, stream.read().strip())
+    except OSError:
+        # A model fetched by its commit alone has no refs.
+        commits = sorted(os.listdir(snapshots))
+        return os.path.join(snapshots, commits[0]) if len(commits) == 1 else snapshots
+
+
 def inspect(directory: str) -> Dict[str, Any]:
     """``{directory, present, complete, missing, pointers, truncated, bytes}``; the lists hold file names.
 
     ``missing`` counts ``config.json`` and the index too; an unreadable index counts as missing.
-    ``bytes`` is the size of the shards that are there.
+    ``bytes`` is the size of the shards that are there. ``directory`` may be a model of a Hugging Face cache.
     """
+    asked, directory = directory, _content(directory)
     problems: Dict[str, List[str]] = {"missing": [], "pointer": [], "truncated": []}
     total = 0
     try:
@@ -78,7 +95,7 @@ def inspect(directory: str) -> Dict[str, Any]:
             if problem != "missing":
                 total += os.path.getsize(path)
     return {
-        "directory": directory,
+        "directory": asked,
         "present": present,
         "complete": present and not any(problems.values()),
         "missing": problems["missing"],

@@ -231,6 +231,24 @@ def test_broken_weights_are_named(model, harm, key, expected):
     assert found[key] == expected
 
 
+def test_weights_of_a_hugging_face_cache(tmp_path):
+    place = tmp_path / "models--org--name"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    files = place / "snapshots" / commit
+    files.mkdir(parents=True)
+    (files / "config.json").write_text("{}")
+    shard(files / "model.safetensors")
+    found = weights.inspect(str(place))
+    assert (found["complete"], found["directory"]) == (True, str(place))
+    # Two commits: the branch says which one the client takes.
+    (place / "snapshots" / ("f" * 40)).mkdir()
+    assert weights.inspect(str(place))["complete"] is False
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit + "\n")
+    assert weights.inspect(str(place))["complete"] is True
+    assert weights.inspect(str(files))["complete"] is True
+
+
 def test_weights_without_index(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     assert weights.inspect(str(tmp_path))["missing"] == ["model.safetensors"]

@@ -161,6 +161,14 @@ def test_absent_weights_say_how_to_fetch_them() -> None:
     assert "modelscope download --model a/b --local_dir /m" in told["fix"]
 
 
+def test_hugging_face_weights_are_fetched_into_the_cache_by_their_commit() -> None:
+    place = "/root/.cache/huggingface/hub/models--a--b"
+    for directory, options in ((place, ""), (f"{place}/snapshots/{'0' * 40}", f" --revision {'0' * 40}")):
+        facts = {**WHOLE, "directory": directory, "present": False, "complete": False}
+        (told,) = provisioning.weights_findings(facts, "n1", model="a/b", source="huggingface")
+        assert f"hf download a/b{options} --cache-dir /root/.cache/huggingface/hub;" in told["fix"]
+
+
 def test_every_kind_of_broken_shard_is_told_with_its_files() -> None:
     missing = [f"model-{number:05d}-of-00020.safetensors" for number in range(1, 11)]
     facts = {**WHOLE, "missing": missing, "pointers": ["p.safetensors"], "truncated": ["t.safetensors"]}

@@ -261,9 +261,13 @@ def _older(version: str, minimum: str) -> bool:
 
 
 def _fetch(model: str, source: str, directory: str) -> str:
+    # Hugging Face's client makes models--ORG--NAME and what is below it in its cache directory.
+    cache, _, below = directory.partition("/models--")
+    commit = below.partition("/snapshots/")[2]
+    revision = f" --revision {commit}" if commit else ""
     commands = {
         "modelscope": f"modelscope download --model {model} --local_dir {directory}",
-        "huggingface": f"hf download {model} --local-dir {directory}",
+        "huggingface": f"hf download {model}{revision} --cache-dir {cache}",
     }
     if source in commands:
         return f"fetch it on this host: {commands[source]}; or copy it from a host that has it (rsync -a)"

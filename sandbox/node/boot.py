@@ -36,7 +36,10 @@ CLOCK = Path("/etc/sandbox/clock")
 DISKS = Path("/etc/sandbox/disks.json")
 DISK_FILES = Path("/.sandbox-disks")
 SYSTEMD = "/sbin/init"
-NIC = "eth0"
+# Device ports are no interfaces of a server: on the loopback interface they answer the network as any address of the
+# node does, and programs that look for a way to their peers on eth0 find one address there.
+NIC = "lo"
+LABEL = f"{NIC}:npu"
 
 # What a freshly started server has. Knobs not named here start with the values of the machine below.
 FRESH = {
@@ -282,26 +285,25 @@ def make_devices(state: dict[str, Any]) -> None:
 
 
 def wanted_addresses(state: dict[str, Any]) -> set[str]:
-    """The device addresses, `address/prefix`, that answer: those that are preset and whose link is up."""
+    """The device addresses, `address/32`, that answer: those that are preset and whose link is up."""
     wanted = set()
     for device in state["devices"] if state["driver"] else ():
         for port in (device["roce"], device["vnic"]):
             if port and port["address"] and port["link"] == "UP":
-                wanted.add(str(ipaddress.IPv4Interface(f"{port['address']}/{port['netmask']}")))
+                wanted.add(f"{ipaddress.IPv4Address(port['address'])}/32")
     return wanted
 
 
 def apply_addresses(state: dict[str, Any]) -> None:
-    """Gives the network interface exactly the device addresses of the state, beside its own first one."""
+    """Gives the node exactly the device addresses of the state."""
     shown = subprocess.run(
         ["ip", "-json", "-4", "address", "show", "dev", NIC], check=True, stdout=subprocess.PIPE
     ).stdout
     infos = json.loads(shown)[0]["addr_info"]
-    # The engine below gives the node's own address; ours carry a label.
-    present = {f"{info['local']}/{info['prefixlen']}" for info in infos if info["label"] == f"{NIC}:npu"}
+    present = {f"{info['local']}/{info['prefixlen']}" for info in infos if info.get("label") == LABEL}
     wanted = wanted_addresses(state)
     commands = [f"address del {address} dev {NIC}" for address in sorted(present - wanted)]
-    commands += [f"address add {address} dev {NIC} label {NIC}:npu" for address in sorted(wanted - present)]
+    commands += [f"address add {address} dev {NIC} label {LABEL}" for address in sorted(wanted - present)]
     subprocess.run(["ip", "-batch", "-"], check=True, input="\n".join(commands).encode())
 
 

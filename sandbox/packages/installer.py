@@ -590,6 +590,8 @@ def load() -> None:
 
 def main(words: list[str]) -> int:
     """Runs the installer of the package beside this program."""
+    # What is installed is for others to read, whatever the archive's own caution.
+    os.umask(0o022)
     package = json.loads((HERE / "package.json").read_text(encoding="utf-8"))
     kind = HardwareInstaller if package["kind"] in FREE_MB else CannInstaller
     return kind(package).main(words)

@@ -80,7 +80,7 @@ def test_wreckage_is_found_by_argument_with_its_children_and_nothing_else(tmp_pa
 def test_a_healthy_node_answers_at_every_device_address(profile, count):
     addresses = boot.wanted_addresses(make_state(profile))
     assert len(addresses) == count
-    assert "198.18.11.1/16" in addresses
+    assert "198.18.11.1/32" in addresses
 
 
 def test_a_port_that_is_down_or_has_no_address_answers_at_none():
@@ -89,8 +89,8 @@ def test_a_port_that_is_down_or_has_no_address_answers_at_none():
     state["devices"][1]["roce"]["address"] = ""
     addresses = boot.wanted_addresses(state)
     assert len(addresses) == 30
-    assert not {"198.18.11.1/16", "198.18.11.2/16"} & addresses
-    assert "198.18.11.129/16" in addresses
+    assert not {"198.18.11.1/32", "198.18.11.2/32"} & addresses
+    assert "198.18.11.129/32" in addresses
 
 
 def test_knobs_are_copied_with_their_values_and_live_ones_are_left_to_a_mount(tmp_path):

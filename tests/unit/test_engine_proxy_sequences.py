@@ -56,9 +56,9 @@ def pair(connector: str, folder: Path) -> Iterator[Pair]:
         transfer = {"kv_connector": connector, "kv_role": role, "kv_port": str(first + 4 + 4 * index)}
         arguments = ["-tp", "2", "--enforce-eager", "--no-enable-prefix-caching", "--kv-transfer-config"]
         argv = serve(first + index, *arguments, json.dumps(transfer | {"kv_connector_extra_config": sizes}))
-        # Resetting the prefix cache is a path of the engine's development mode.
-        visible = {"ASCEND_RT_VISIBLE_DEVICES": f"{2 * index},{2 * index + 1}", "VLLM_SERVER_DEV_MODE": "1"}
-        processes.append(Process(root, argv, folder / f"{role}.log", visible))
+        # Only then does the engine let its prefix cache be reset.
+        env = {"ASCEND_RT_VISIBLE_DEVICES": f"{2 * index},{2 * index + 1}", "VLLM_SERVER_DEV_MODE": "1"}
+        processes.append(Process(root, argv, folder / f"{role}.log", env))
     try:
         for process in processes:
             process.wait_for("Application startup complete")

@@ -343,8 +343,8 @@ class Handler(BaseHTTPRequestHandler):
     def _bytes(self, content: bytes, kind: str, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self._head(status, len(content), kind, headers or {})
         if self.command != "HEAD":
-            self.wfile.write(content)
             self.line["bytes"] = len(content)
+            self.wfile.write(content)
 
     def _json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self._bytes(json.dumps(value).encode(), "application/json", status, headers)
@@ -409,9 +409,10 @@ class Handler(BaseHTTPRequestHandler):
             if changed and position <= changed.bytes < position + len(piece):
                 at = changed.bytes - position
                 piece = piece[:at] + bytes([piece[at] ^ 0xFF]) + piece[at + 1 :]
+            # Counted first: who has the whole body may look at the log at once.
+            self.line["bytes"] += len(piece)
             self.wfile.write(piece)
             position += len(piece)
-            self.line["bytes"] += len(piece)
             if slow:
                 time.sleep(len(piece) / slow.rate)
         if limit < stop:

@@ -21,7 +21,7 @@ LIVE = (
         ("P-AB1", "P-DP6"),
     ),
     LiveRule(
-        "the model's directory exists on every node, complete and equal",
+        "the model's directory exists on every node, complete",
         "provision",
         "vLLM-Ascend tutorial Qwen3.5-397B-A17B, model weight",
         ("P-MODEL2", "J10"),
@@ -33,13 +33,13 @@ LIVE = (
         ("P-VER1",),
     ),
     LiveRule(
-        "all nodes run the same image digest, and vLLM and vLLM-Ascend import in it",
+        "all nodes run each image by the one digest that the generation locks",
         "provision",
         "vLLM-Ascend tutorials, installation",
         ("P-VER1",),
     ),
     LiveRule(
-        "host memory holds the store's segments of all ranks, and /dev/shm what engines share",
+        "host memory holds the store's segments of all ranks, and containers have shared memory for their workers",
         "preflight",
         "vLLM-Ascend, KV pool guide",
         ("E4",),
@@ -64,7 +64,7 @@ LIVE = (
         ("P-DP5", "J7", "J8", "J12"),
     ),
     LiveRule(
-        "Ray shows the devices of all nodes before the server starts: its script waits for that, and says what it lacks",
+        "Ray shows the devices of all nodes before the server starts: its script waits, and says what it lacks",
         "launch",
         "vLLM-Ascend, Ray guide",
         ("C8", "J9"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ["PROVIDERS", "clock_offsets", "judge"]
 
 import ipaddress
+import json
 import re
 from typing import Any, Collection, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
@@ -153,12 +154,38 @@ def _architectures(plan: _Facts, nodes: Mapping[str, Optional[_Facts]]) -> _Find
 
 def _shm_mb(text: Any) -> Optional[float]:
     """``--shm-size`` as the container engine takes it, in MB; None when it can't be read."""
-    match = re.match(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)\s*([bkmgt]?)b?\Z", str(text).strip().lower())
+    match = re.match(r"([0-9]{1,15}(?:\.[0-9]{1,3})?)\s*([bkmgt]?)b?\Z", str(text).strip().lower())
     if not match:
         return None
     return (
         float(match.group(1)) * {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}[match.group(2)] / 2**20
     )
+
+
+def _store_memory(plan: _Facts, host: str, node: _Facts) -> _Findings:
+    """Host memory against what clients of a KV store take of it: a segment and a buffer for every rank."""
+    memory = _part(node, "system").get("memory_mb")
+    wanted, told = 0.0, []
+    for process in plan["processes"]:
+        texts = [one["text"] for one in process["files"] if one["path"].rpartition("/")[2] == "mooncake.json"]
+        if process["host"] != host or not texts or not process["devices"]:
+            continue
+        config = json.loads(texts[0])
+        each = sum(_shm_mb(config.get(key, 0)) or 0 for key in ("global_segment_size", "local_buffer_size"))
+        wanted += each * len(process["devices"])
+        told.append(f"{process['name']}: {len(process['devices'])} ranks of {each / 1024:g} GiB")
+    if memory is None or wanted <= memory:
+        return []
+    return [
+        _error(
+            "store-memory",
+            host,
+            f"the KV store takes {wanted / 1024:.1f} GiB of {host}, which has {memory / 1024:.1f} GiB of memory",
+            "; ".join(told[:_SHOWN]),
+            "Every rank gives the store a segment of host memory, and keeps a buffer.",
+            "Lower kv_store.config.global_segment_size in the recipe, or run fewer ranks on the host.",
+        )
+    ]
 
 
 def _shared_memory(plan: _Facts) -> _Findings:
@@ -699,6 +726,7 @@ def judge(
             )
             continue
         found += _host(plan, host, node, image_gb, memory_gb)
+        found += _store_memory(plan, host, node)
         found += _interfaces(plan, host, node)
         found += _ports(plan, host, node)
         found += _proxies(plan, host, node)

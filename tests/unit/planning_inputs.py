@@ -74,13 +74,13 @@ def layouts() -> dict[str, dict[str, Any]]:
     return copy.deepcopy(_layouts())
 
 
-def _sizes(draw: st.DrawFn, devices: int) -> dict[str, Any]:
+def _sizes(draw: st.DrawFn, devices: int, *, ray: bool) -> dict[str, Any]:
     """Sizes of a pool whose part of a node takes at most so many devices."""
-    shape = draw(st.sampled_from(["ranks", "ranks", "external", "spanning", "ray"]))
+    shape = draw(st.sampled_from(["ranks", "ranks", "external", "spanning", *(["ray"] if ray else [])]))
     nodes = draw(st.integers(1, 4))
     if shape in ("spanning", "ray"):
         nodes = draw(st.sampled_from([2, 4]))
-        tensor = draw(st.sampled_from([size for size in (4, 8, 16) if size <= devices * nodes]))
+        tensor = draw(st.sampled_from([size for size in (2, 4, 8, 16) if nodes <= size <= devices * nodes]))
         pipeline = draw(st.sampled_from([1, 2])) if 2 * tensor <= devices * nodes else 1
         executor = "ray" if shape == "ray" else draw(st.sampled_from(["mp", None]))
         sizes = {"nodes": nodes, "tensor_parallel": tensor, "pipeline_parallel": pipeline}
@@ -98,16 +98,36 @@ def _sizes(draw: st.DrawFn, devices: int) -> dict[str, Any]:
     }
 
 
+#: The option that overrides of random pools set, and no pool does.
+OVERRIDDEN = "max-log-len"
+
+
 @st.composite
-def pool(draw: st.DrawFn, role: str, base: int, devices: int = 16) -> dict[str, Any]:
-    """A pool that fits so many devices a node, with ports in a thousand of its own."""
-    per_node = draw(st.integers(1, 3))
-    sizes = _sizes(draw, devices // per_node)
+def _overrides(draw: st.DrawFn, sizes: dict[str, Any], instances: int) -> list[dict[str, Any]]:
+    """At most one override, of some of the pool's processes."""
+    limits = {"instance": instances, "node": sizes["nodes"]}
+    if sizes.get("data_parallel_mode") == "external":
+        limits["rank"] = sizes["data_parallel"]
+    chosen = draw(st.lists(st.sampled_from(sorted(limits)), unique=True, max_size=2))
+    where = {key: draw(st.integers(0, limits[key] - 1)) for key in chosen}
+    return [{**where, "args": {OVERRIDDEN: 7}}] if where else []
+
+
+@st.composite
+def pool(draw: st.DrawFn, role: str, base: int, kind: str = "atlas-800-a3", share: int = 1) -> dict[str, Any]:
+    """A pool on hardware of this kind, of whose devices it takes one of ``share`` parts, with a thousand ports."""
+    profile = _hardware()[kind]
+    devices = profile["devices"] // share
+    per_node = draw(st.integers(1, min(3, devices)))
+    sizes = _sizes(draw, devices // per_node, ray=profile["vendor"] != "cpu")
+    instances = draw(st.integers(1, 3))
     return {
         "role": role,
         **sizes,
-        "instances": draw(st.integers(1, 3)),
+        "hardware": kind,
+        "instances": instances,
         "instances_per_node": per_node if sizes["nodes"] == 1 else 1,
+        "overrides": draw(_overrides(sizes, instances)),
         "port": base,
         "rpc_port": base + 100,
         "master_port": base + 110,
@@ -129,34 +149,48 @@ CONNECTORS = st.sampled_from(
 )
 
 
+#: Engines with the hardware that they run on.
+ENGINES = {
+    "vllm-ascend": ["atlas-800-a3", "atlas-800-a2"],
+    "vllm": ["h200", "cpu"],
+}
+
+
 @st.composite
 def recipes(draw: st.DrawFn) -> dict[str, Any]:
-    """Recipes of every layout: serve pools with or without a router, or prefill and decode pools behind one."""
+    """Recipes of every layout: serve pools with or without a router, or prefill and decode pools behind one.
+
+    Pools of one recipe may have different hardware, unless they share their nodes.
+    """
     given = recipe(PD)
+    engine = draw(st.sampled_from(["vllm-ascend", "vllm-ascend", "vllm"]))
+    given["engine"] = {"name": engine, "image": "example.org/team/engine:v0.21.0rc1"}
+    kinds = st.sampled_from(ENGINES[engine])
     given["env"] = draw(
         st.dictionaries(st.from_regex(r"[A-Z][A-Z_]{2,8}", fullmatch=True), st.text(max_size=8), max_size=3)
     )
     if draw(st.booleans()):
         given["pools"] = {
-            "first": draw(pool("prefill", 2000)),
-            **({"more": draw(pool("prefill", 4000))} if draw(st.booleans()) else {}),
-            "last": draw(pool("decode", 20000)),
+            "first": draw(pool("prefill", 2000, draw(kinds))),
+            **({"more": draw(pool("prefill", 4000, draw(kinds)))} if draw(st.booleans()) else {}),
+            "last": draw(pool("decode", 20000, draw(kinds))),
         }
         given["kv_transfer"] = draw(CONNECTORS)
         given["router"] = {"kind": "pd", "port": 19000, "on": "last"}
     elif draw(st.booleans()):
         # Two pools on the same nodes: half the devices each.
-        given["pools"] = {"first": draw(pool("serve", 2000, 8)), "last": draw(pool("serve", 4000, 8))}
+        kind = draw(kinds)
+        given["pools"] = {"first": draw(pool("serve", 2000, kind, 2)), "last": draw(pool("serve", 4000, kind, 2))}
         first, last = given["pools"].values()
         groups = first["instances"] if first["nodes"] > 1 else -(-first["instances"] // first["instances_per_node"])
         if last["nodes"] <= first["nodes"] * groups:
-            last.update(share_nodes_with="first", instances=1, ray_port=6579)
+            last.update(share_nodes_with="first", instances=1, overrides=[], ray_port=6579)
             if "ray" in (first.get("executor"), last.get("executor")):
                 del last["share_nodes_with"]  # two Rays on a node would share their workers' ports
         del given["kv_transfer"]
         given["router"] = {"kind": "replicas", "port": 19000}
     else:
-        given["pools"] = {"all": draw(pool("serve", 2000))}
+        given["pools"] = {"all": draw(pool("serve", 2000, draw(kinds)))}
         del given["kv_transfer"], given["router"]
     if draw(st.booleans()):
         given["kv_events"] = draw(st.sampled_from([True, {"topic": "kv-events"}]))

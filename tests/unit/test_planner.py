@@ -6,7 +6,7 @@ import json
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
 from ascent import engines, layout, planner, rules
@@ -103,6 +103,82 @@ def test_devices_and_ports_of_a_host_never_overlap(recipe):
         entries = [one for one in mine if "--kv-transfer-config" in flags_of(one)]
         instances = {one["instance"] for one in entries}
         assert len(set(sockets)) == (len(instances) if sockets else 0)
+
+
+@MANY
+@given(inputs.recipes())
+def test_rules_that_look_at_the_finished_plan_find_nothing(recipe):
+    """They reckon from the plan alone, by another way than the planner that made it."""
+    hosts = inputs.hosts(inputs.hosts_needed(recipe))
+    found = rules.check(recipe, inputs.hardware(), hosts, plan_of(recipe, hosts))
+    wrong = {"plan-ranks", "plan-devices", "plan-addresses", "port-clash", "kv-ports-overlap", "router-backends"}
+    assert [item for item in found if item["id"] in wrong or item["id"] in layout.UNSOUND] == []
+
+
+@MANY
+@given(inputs.recipes())
+def test_each_host_gets_what_its_own_hardware_needs(recipe):
+    plan = plan_of(recipe)
+    profiles = inputs.hardware()
+    for one in plan["processes"]:
+        host = plan["hosts"][one["host"]]
+        profile, container = profiles[host["hardware"]], one["container"]
+        assert host["vendor"] == profile["vendor"]
+        assert container["image"] == "example.org/team/engine:v0.21.0rc1" + profile["image_suffix"]
+        davinci = [name for name in container["devices"] if name[len("/dev/davinci") :].isdigit()]
+        seen = one["devices"] or (one["kind"] == "head")  # the server of a Ray cluster sees its node's
+        assert bool(davinci) == bool(seen and profile["device_file"])
+        assert bool(container["gpus"]) == bool(seen and profile.get("gpus"))
+        names = {entry["name"] for entry in one["env"]}
+        assert ("HCCL_IF_IP" in names) <= (profile["vendor"] == "ascend")
+        assert (profile.get("visible_devices") in names) == bool(seen and profile.get("visible_devices"))
+
+
+@MANY
+@given(inputs.recipes())
+def test_an_override_reaches_just_the_processes_it_names(recipe):
+    plan = plan_of(recipe)
+    for one in plan["processes"]:
+        if not one["instance"] or one["kind"].startswith("ray-"):
+            continue
+        (override,) = recipe["pools"][one["pool"]]["overrides"] or [None]
+        mine = {"instance": int(one["instance"].rpartition("-")[2]), "node": one["parallel"]["node_rank"]}
+        mine["rank"] = one["parallel"]["start_rank"]
+        meant = override is not None and all(override.get(key, value) == value for key, value in mine.items())
+        assert flags_of(one).get(f"--{inputs.OVERRIDDEN}") == (["7"] if meant else None)
+
+
+#: Layouts that the random recipes have to reach, each told by its pools and its recipe.
+LAYOUTS = {
+    "ray over nodes": lambda pools, _: any(one["executor"] == "ray" for one in pools),
+    "mp over nodes": lambda pools, _: any(one["spans"] and one["executor"] != "ray" for one in pools),
+    "pipeline stages": lambda pools, _: any(one["pipeline_parallel"] > 1 for one in pools),
+    "ranks over nodes": lambda pools, _: any(one["nodes"] > 1 and one["local"] > 1 for one in pools),
+    "a server for each rank over nodes": lambda pools, _: any(
+        one["data_parallel_mode"] == "external" and one["nodes"] > 1 for one in pools
+    ),
+    "replicas on a node": lambda pools, _: any(one["instances"] > 1 < one["instances_per_node"] for one in pools),
+    "pools on the same nodes": lambda pools, _: any(one["share_nodes_with"] for one in pools),
+    "store beside prefill and decode": lambda pools, recipe: "kv_store" in recipe and "kv_transfer" in recipe,
+    "prefill and decode on different hardware": lambda pools, recipe: (
+        "kv_transfer" in recipe and len({one["hardware"] for one in pools}) > 1
+    ),
+    "several prefill instances, decode over nodes": lambda pools, recipe: (
+        "kv_transfer" in recipe and pools[0]["instances"] > 1 and pools[-1]["nodes"] > 1
+    ),
+    "prefill context parallel": lambda pools, _: any(one["prefill_context_parallel"] > 1 for one in pools),
+    "decode context parallel": lambda pools, _: any(one["decode_context_parallel"] > 1 for one in pools),
+    "gpus": lambda pools, _: any(one["hardware"] == "h200" for one in pools),
+    "no accelerators": lambda pools, _: any(one["hardware"] == "cpu" for one in pools),
+    "an override": lambda pools, _: any(one["overrides"] for one in pools),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_random_recipes_reach_every_layout(name):
+    settled = settings(max_examples=400, derandomize=True, database=None, phases=[Phase.generate])
+    found = find(inputs.recipes(), lambda recipe: LAYOUTS[name](layout.pools_of(recipe), recipe), settings=settled)
+    assert plan_of(found)["processes"]
 
 
 def connectors_of(process):

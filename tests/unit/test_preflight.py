@@ -94,6 +94,22 @@ def nodes(plan):
     return {host: node(plan, host) for host in plan["hosts"]}
 
 
+def test_segments_of_a_store_fit_the_hosts_memory():
+    recipe = inputs.recipe(inputs.PD)
+    recipe["kv_store"] = {"kind": "mooncake", "config": {"global_segment_size": "40GB", "local_buffer_size": 2**30}}
+    recipe["kv_transfer"] = {
+        "connector": "MultiConnector",
+        "connectors": [{"connector": "MooncakeConnectorV1"}, {"connector": "AscendStoreConnector"}],
+    }
+    plan = planner.plan(recipe, inputs.hardware(), inputs.hosts(3), cluster="c")
+    nodes = {host: node(plan, host) for host in plan["hosts"]}
+    assert preflight.judge(plan, nodes, CATALOGUE, offsets={}) == []
+    nodes["n001"]["system"]["memory_mb"] = 16 * 41 * 1024 - 1
+    (item,) = preflight.judge(plan, nodes, CATALOGUE, offsets={})
+    assert (item["id"], item["host"], item["severity"]) == ("store-memory", "n001", "error")
+    assert "16 ranks of 41 GiB" in item["evidence"]
+
+
 def test_a_host_without_npus_is_not_asked_for_them(plan, nodes):
     for name in plan["hosts"]:
         nodes[name]["npu"] = {**dict.fromkeys(nodes[name]["npu"]), "error": "npu-smi: not found", "device_files": []}

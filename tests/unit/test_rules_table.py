@@ -111,6 +111,7 @@ CASES = [
     Case("host-twice", DP2, {}, {}, "n000 = ", hosts=lambda hosts: hosts[1].update(hosts[0])),
     Case("host-address-twice", DP2, {}, {}, "n001.node_ip", hosts=lambda h: h[1].update(node_ip=h[0]["node_ip"])),
     Case("host-address-missing", SINGLE, {}, {}, "n000.node_ip = not set", hosts=lambda h: h[0].update(node_ip=None)),
+    Case("host-address-local", DP2, {}, {}, "n000.node_ip", hosts=lambda h: h[0].update(node_ip="127.0.0.1")),
     Case("host-nic-missing", DP2, {}, {}, "n000.nic = not set", hosts=lambda h: h[0].update(nic=None)),
     Case("host-arch-missing", SINGLE, {}, {}, "n000.arch = not set", hosts=lambda h: h[0].update(arch=None)),
     Case("host-pool-unknown", PD, {}, {}, 'n002.pool = "decod"', hosts=lambda h: h[2].update(pool="decod")),
@@ -167,6 +168,45 @@ CASES = [
         {"hardware": "atlas-800-a2-910b4-1"},
         "4 or more devices of atlas-800-a2-910b4-1",
         "warning",
+    ),
+    Case(
+        "heads-divide",
+        "dense",
+        {"pools/serve/tensor_parallel": 4},
+        {"pools/serve/tensor_parallel": 2},
+        "tensor_parallel = 4; allowed: 1, 2, 3, 6",
+        model={"figures": {"attention_heads": 24, "kv_heads": 6}},
+    ),
+    Case(
+        "context-parallel-heads",
+        "dense",
+        {"pools/serve": {"tensor_parallel": 8, "decode_context_parallel": 2}},
+        {"pools/serve": {"tensor_parallel": 16, "nodes": 2, "decode_context_parallel": 2}},
+        "decode_context_parallel = 2; allowed: 1",
+    ),
+    Case(
+        "context-parallel-interleave",
+        "store",
+        {"pools/serve/prefill_context_parallel": 2, "pools/serve/instances_per_node": 1},
+        {
+            "pools/serve/prefill_context_parallel": 2,
+            "pools/serve/instances_per_node": 1,
+            "args/cp-kv-cache-interleave-size": 128,
+        },
+        "args = 1; allowed: 128",
+    ),
+    Case(
+        "dense-external-ranks",
+        "dense",
+        {
+            "engine/image": "q.io/v:v0.21.0",
+            "pools/serve": {"tensor_parallel": 4, "data_parallel": 2, "data_parallel_mode": "external"},
+        },
+        {
+            "engine/image": "q.io/v:v0.21.0",
+            "pools/serve": {"tensor_parallel": 4, "instances": 2, "instances_per_node": 2},
+        },
+        'data_parallel_mode = "external"; allowed: data_parallel: 1',
     ),
     Case("heads-divide", "dense", {"pools/serve/tensor_parallel": 3}, {}, "tensor_parallel = 3"),
     Case(
@@ -372,12 +412,57 @@ CASES = [
         PD,
         {"args/additional-config": {"finegrained_tp_config": {"oproj_tensor_parallel_size": 8}}},
         {
-            "args/additional-config": {
+            "pools/decode/args/additional-config": {
                 "finegrained_tp_config": {"oproj_tensor_parallel_size": 8},
                 "recompute_scheduler_enable": True,
             }
         },
         "finegrained_tp_config.oproj_tensor_parallel_size = 8",
+    ),
+    Case(
+        "finegrained-tensor-parallel",
+        PD,
+        {"args/additional-config": {"finegrained_tp_config": {"mlp_tensor_parallel_size": 3}}},
+        {"args/additional-config": {"finegrained_tp_config": {"mlp_tensor_parallel_size": 8}}},
+        "finegrained_tp_config.mlp_tensor_parallel_size = 3; allowed: a divisor of data_parallel = 8",
+    ),
+    Case(
+        "recompute-scheduler",
+        PD,
+        {"engine/version": "v0.25.1rc1", "pools/decode/kv_transfer": {"kv_role": "kv_both"}},
+        {
+            "engine/version": "v0.25.1rc1",
+            "args/additional-config": {},
+            "pools/decode/args/additional-config": {"scheduler_config": {"recompute_scheduler_enable": True}},
+        },
+        "additional-config.recompute_scheduler_enable = true; allowed: only with kv_role kv_consumer",
+    ),
+    Case(
+        "recompute-scheduler",
+        SINGLE,
+        {"args/additional-config": {"scheduler_config": {"recompute_scheduler_enable": True}}},
+        {"args/additional-config": {"scheduler_config": {"enable_balance_scheduling": True}}},
+        "additional-config.scheduler_config.recompute_scheduler_enable = true",
+    ),
+    Case(
+        "pd-connectors-differ",
+        PD,
+        {"pools/decode/kv_transfer": {"connector": "MooncakeConnectorV1"}},
+        {
+            "kv_transfer": {"connector": "MooncakeConnectorV1"},
+            "pools/prefill/kv_transfer": {
+                "connector": "MultiConnector",
+                "connectors": [{"connector": "MooncakeConnectorV1"}, {"connector": "AscendStoreConnector"}],
+            },
+        },
+        'pools.decode.kv_transfer.connector = ["MooncakeConnectorV1"]; allowed: MooncakeLayerwiseConnector',
+    ),
+    Case(
+        "connector-fits-engine",
+        "store",
+        {"engine/version": "v0.11.0"},
+        {"engine/version": "v0.11.0", "kv_transfer/connector": "MooncakeConnectorStoreV1"},
+        'kv_transfer.connector = "AscendStoreConnector"',
     ),
     Case("hybrid-kv-cache-manager", PD, {"args/disable-hybrid-kv-cache-manager": ...}, {}, "args = not set"),
     Case(
@@ -601,7 +686,43 @@ CASES = [
     ),
     Case("fused-mc2-hardware", SINGLE, {"hardware": "atlas-800-a2"}, {}, "enable_fused_mc2 = 1"),
     Case("fused-mc2-hardware", SINGLE, {"model/id": "Qwen/Qwen3.5-397B-A17B"}, {}, "enable_fused_mc2 = 1"),
-    Case("fused-mc2-value", SINGLE, {"args/additional-config": {"enable_fused_mc2": 2}}, {}, "enable_fused_mc2 = 2"),
+    Case(
+        "fused-mc2-value",
+        SINGLE,
+        {"args/additional-config": {"enable_fused_mc2": 3}},
+        {"args/additional-config": {"enable_fused_mc2": 2}},
+        "enable_fused_mc2 = 3; allowed: 0, 1 or 2",
+    ),
+    Case(
+        "fused-mc2-value",
+        SINGLE,
+        {"args/additional-config": {"enable_fused_mc2": 2}, "engine/version": "v0.24.0rc1"},
+        {"args/additional-config": {"enable_fused_mc2": 1}, "engine/version": "v0.24.0rc1"},
+        "enable_fused_mc2 = 2; allowed: 0 or 1",
+    ),
+    Case(
+        "fused-mc2-hierarchy",
+        SINGLE,
+        {"args/additional-config": {"enable_fused_mc2": 1, "enable_mc2_hierarchy_comm": True}},
+        {"args/additional-config": {"enable_fused_mc2": 0, "enable_mc2_hierarchy_comm": True}},
+        "enable_fused_mc2 = 1",
+    ),
+    Case(
+        "flashcomm1-release",
+        SINGLE,
+        {"args/additional-config": FLASH, "engine/version": "v0.27.1"},
+        {"args/additional-config": FLASH},
+        "enable_flashcomm1 = true; allowed: left out",
+        "warning",
+    ),
+    Case(
+        "flashcomm1-idle",
+        "dense",
+        {"env/VLLM_ASCEND_ENABLE_FLASHCOMM1": 1, "args/max-num-batched-tokens": 1000},
+        {"env/VLLM_ASCEND_ENABLE_FLASHCOMM1": 1, "args/max-num-batched-tokens": 4096},
+        "env.VLLM_ASCEND_ENABLE_FLASHCOMM1 = true",
+        "warning",
+    ),
     Case(
         "fused-mc2-value",
         DP2,
@@ -771,6 +892,21 @@ CASES = [
     # model, image, release
     Case("image-matches-hardware", SINGLE, {"engine/image": "q.io/v:v0.21.0rc1-310p"}, {}, "engine.image"),
     Case("image-matches-hardware", DP2, {"hardware": "atlas-800-a2", "engine/image": "q.io/v:v0.21.0-a3"}, {}, "-a3"),
+    Case(
+        "engine-fits-hardware",
+        "dense",
+        {
+            "engine": {"name": "vllm", "image": "q.io/v:v0.21.0"},
+            "hardware": "cpu",
+            "pools/serve": {"nodes": 2, "tensor_parallel": 4, "executor": "ray"},
+        },
+        {
+            "engine": {"name": "vllm", "image": "q.io/v:v0.21.0"},
+            "hardware": "cpu",
+            "pools/serve": {"nodes": 2, "tensor_parallel": 4},
+        },
+        'pools.serve.executor = "ray"; allowed: mp',
+    ),
     Case("engine-fits-hardware", "nixl", {"hardware": "atlas-800-a2"}, {}, 'engine.name = "dynamo"'),
     Case(
         "engine-fits-hardware", DP2, {"hardware": "h200"}, {"hardware": "atlas-800-a2"}, 'engine.name = "vllm-ascend"'
@@ -970,6 +1106,7 @@ def test_every_predicate_of_the_acceptance_list_has_its_place():
     named += [row for item in live.LIVE for row in item.rows]
     named += [row for _, rows in (*live.BY_CONSTRUCTION, *live.UNDECIDED) for row in rows]
     assert {row for row in named if row.startswith("P-")} == {f"P-{name}" for name in _PREDICATES.split()}
+    assert {row for row in named if row.startswith("J")} == {f"J{number}" for number in range(1, 14)}
 
 
 def test_live_rules_name_a_stage_of_deploy():

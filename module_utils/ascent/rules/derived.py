@@ -127,7 +127,7 @@ def _planned(context: Context, pool: Mapping[str, Any], name: str, value: Any) -
         "meet at the head's address and port; only the head serves an API",
         "a rank that is missing, doubled or sent to another master keeps all others waiting until they time out",
         _DP + "; " + _TUTORIAL,
-        rows=("P-DP1", "P-DP2", "P-DP3", "P-DP4"),
+        rows=("P-DP1", "P-DP2", "P-DP3", "P-DP4", "J8", "J11", "J12"),
         waivable=False,
     ),
     Rule(
@@ -136,7 +136,7 @@ def _planned(context: Context, pool: Mapping[str, Any], name: str, value: Any) -
         "every worker has a device of its own, and the list of visible devices holds exactly them",
         "two workers on one device run out of memory",
         _TUTORIAL,
-        rows=("P-DEV1", "P-DP6"),
+        rows=("P-DEV1", "P-DP6", "J10"),
         waivable=False,
     ),
     Rule(
@@ -145,7 +145,7 @@ def _planned(context: Context, pool: Mapping[str, Any], name: str, value: Any) -
         "HCCL_IF_IP and VLLM_HOST_IP are the host's node_ip, and all *_SOCKET_IFNAME its nic",
         "peers that are told another address wait for each other until they time out",
         "HCCL documentation; vLLM-Ascend tutorials, multi-node",
-        rows=("P-NET2",),
+        rows=("P-NET2", "J2", "J7"),
         waivable=False,
     ),
 )

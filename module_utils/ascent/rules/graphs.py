@@ -14,6 +14,9 @@ _MOE = "vLLM-Ascend tutorial Qwen3-235B-A22B"
 _GRAPH = "vLLM-Ascend, graph mode guide"
 _SCOPE = "vllm-ascend"
 
+#: Steps of a dense model up to this many tokens don't use FlashComm1.
+FLASHCOMM1_TOKENS = 1000
+
 #: Graph modes of vLLM (CUDAGraphMode), and those that vLLM-Ascend's guides name.
 MODES = ("NONE", "PIECEWISE", "FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE")
 ASCEND_MODES = ("NONE", "PIECEWISE", "FULL_DECODE_ONLY")
@@ -140,6 +143,25 @@ def graph_mode(context: Context) -> Iterator[Mistake]:
         scope=_SCOPE + ", FlashComm1",
     ),
     Rule(
+        "flashcomm1-release",
+        "warning",
+        "FlashComm1 is left out from v0.27 on",
+        "the release only says that the switch is deprecated, and doesn't read it",
+        "vLLM-Ascend sources, AscendConfig on main",
+        rows=("J4",),
+        scope=_SCOPE + ", FlashComm1",
+    ),
+    Rule(
+        "flashcomm1-idle",
+        "warning",
+        "FlashComm1 of a dense model meets steps of more than 1000 tokens",
+        "smaller steps don't use it, since splitting the communication only pays for large ones: at low concurrency "
+        "compare with it off",
+        _DENSE + ", FlashComm_v1; vLLM-Ascend sources, set_ascend_forward_context",
+        rows=("P-FC2", "J4"),
+        scope=_SCOPE + ", FlashComm1, dense models",
+    ),
+    Rule(
         "switch-given-twice",
         "warning",
         "a switch stands in env or in additional-config, not in both",
@@ -169,6 +191,27 @@ def flashcomm1(context: Context) -> Iterator[Mistake]:
                     allowed="tensor_parallel of 2 or more" + (", enable-expert-parallel: true" if moe else ""),
                     fix="turn FlashComm1 off, or change the sizes",
                 )
+        tokens = variant.number("max-num-batched-tokens")
+        if key and (context.model or {}).get("kind") == "dense" and tokens and tokens <= FLASHCOMM1_TOKENS:
+            yield mistake(
+                "flashcomm1-idle",
+                f"FlashComm1 is on in pool {variant.name}, whose steps have at most {tokens} tokens",
+                key=key,
+                value=True,
+                allowed=f"off, or max-num-batched-tokens above {FLASHCOMM1_TOKENS}",
+                fix="turn FlashComm1 off in this pool",
+                severity="warning",
+            )
+        if key and context.at_least("0.27.0rc0"):
+            yield mistake(
+                "flashcomm1-release",
+                f"vllm-ascend {context.version} doesn't read FlashComm1 any more",
+                key=key,
+                value=True,
+                allowed="left out",
+                fix="remove it",
+                severity="warning",
+            )
         config = variant.config("additional-config")
         for name, variable in (
             ("enable_flashcomm1", "VLLM_ASCEND_ENABLE_FLASHCOMM1"),
@@ -200,9 +243,9 @@ def flashcomm1(context: Context) -> Iterator[Mistake]:
     Rule(
         "fused-mc2-value",
         "error",
-        "fused MC2 is 0 or 1 in additional-config; the variable also takes 2 up to v0.23",
-        "newer releases assert it",
-        _MOE + "; vLLM-Ascend, additional-config on main",
+        "fused MC2 is 0, 1 or 2 up to v0.23, and 0 or 1 from v0.24 on",
+        "newer releases assert it, and older ones know no other operator",
+        _MOE + "; vLLM-Ascend sources, AscendConfig and fused_moe of v0.13 to v0.26",
         rows=("P-MC2",),
         scope=_SCOPE,
     ),
@@ -213,6 +256,14 @@ def flashcomm1(context: Context) -> Iterator[Mistake]:
         "the older operator reaches no further; larger groups take value 2",
         _MOE + ", PD deployment with 32 ranks",
         rows=("P-MC2",),
+        scope=_SCOPE + ", fused MC2 on",
+    ),
+    Rule(
+        "fused-mc2-hierarchy",
+        "error",
+        "fused MC2 and enable_mc2_hierarchy_comm aren't both on",
+        "the fused operators don't reach over nodes by RoCE: the engine ends",
+        "vLLM-Ascend sources, NPUPlatform of v0.18 and later",
         scope=_SCOPE + ", fused MC2 on",
     ),
     Rule(
@@ -248,8 +299,7 @@ def fused_mc2(context: Context) -> Iterator[Mistake]:
                 allowed="0 (or w8a8 weights on A3)",
                 fix="turn it off",
             )
-        in_config = "additional-config" in key
-        most = 1 if in_config or context.at_least("0.24.0rc1") else 2
+        most = 1 if context.at_least("0.24.0rc1") else 2
         if not 0 <= value <= most:
             yield mistake(
                 "fused-mc2-value",
@@ -269,6 +319,15 @@ def fused_mc2(context: Context) -> Iterator[Mistake]:
                 allowed="1 up to 32 ranks",
                 fix="turn it off, or lower data_parallel",
                 severity="warning",
+            )
+        if variant.config("additional-config").get("enable_mc2_hierarchy_comm") is True:
+            yield mistake(
+                "fused-mc2-hierarchy",
+                f"pool {variant.name} turns on fused MC2 and enable_mc2_hierarchy_comm",
+                key=key,
+                value=value,
+                allowed="0 with enable_mc2_hierarchy_comm",
+                fix="turn fused MC2 off, or remove enable_mc2_hierarchy_comm",
             )
         if variant.config("additional-config").get("multistream_overlap_shared_expert") is True and value == 1:
             yield mistake(

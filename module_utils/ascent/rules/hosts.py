@@ -75,6 +75,14 @@ def hosts_unique(context: Context) -> Iterator[Mistake]:
         waivable=False,
     ),
     Rule(
+        "host-address-local",
+        "error",
+        "node_ip is an address that other nodes reach, where there are other nodes",
+        "peers that are told 127.0.0.1 or 0.0.0.0 look for the head on themselves",
+        "vLLM-Ascend tutorial Qwen3.5-397B-A17B, common issues; HCCL documentation, HCCL_IF_IP",
+        rows=("P-NET2", "J11"),
+    ),
+    Rule(
         "host-nic-missing",
         "error",
         "every host of a layout over nodes, or with KV transfer, has nic",
@@ -196,6 +204,18 @@ def hosts_unique(context: Context) -> Iterator[Mistake]:
 )
 def layout_sound(context: Context) -> Iterator[Mistake]:
     yield from layout.unsound(context.recipe, context.hardware, context.hosts, context.pools)
+    for host in context.hosts if len(context.hosts) > 1 else ():
+        address = str(host.get("node_ip") or "")
+        if address.startswith("127.") or address in ("0.0.0.0", "::", "::1", "localhost"):  # noqa: S104 - compared only
+            yield mistake(
+                "host-address-local",
+                f"{host['name']} has node_ip {address}, which means itself on every other node",
+                key=f"host:{host['name']}.node_ip",
+                value=address,
+                allowed="the address of the interface that the nodes share",
+                fix=f"set node_ip of {host['name']} to that address, or leave it out: the node tells it",
+                host=host["name"],
+            )
 
 
 @check(
@@ -325,10 +345,18 @@ def _recommended(context: Context, profile: Mapping[str, Any]) -> Optional[int]:
     Rule(
         "heads-divide",
         "error",
-        "tensor_parallel divides the model's attention heads",
+        "tensor_parallel divides the model's attention heads, and one of it and the KV heads divides the other",
         "heads are dealt out whole",
         "vLLM ModelConfig.verify_with_parallel_config",
         scope="models with known figures",
+    ),
+    Rule(
+        "context-parallel-heads",
+        "error",
+        "decode_context_parallel is at most tensor_parallel / KV heads, and divides the query heads of a KV head",
+        "it splits KV cache over ranks that would hold copies of one KV head: with fewer there is nothing to split",
+        "vLLM ModelConfig.verify_with_parallel_config",
+        scope="models with known figures and KV heads (not MLA)",
     ),
     Rule(
         "context-and-pipeline",
@@ -353,6 +381,32 @@ def sizes_divide(context: Context) -> Iterator[Mistake]:
                 allowed=", ".join(fitting),
                 fix="take a size that divides the number of heads",
             )
+        kv_heads = context.figures.get("kv_heads")
+        if heads and kv_heads and not heads % tensor and kv_heads % tensor and tensor % kv_heads:
+            yield mistake(
+                "heads-divide",
+                f"neither of the model's {kv_heads} KV heads and tensor_parallel {tensor} divides the other",
+                key=f"recipe:pools.{pool['name']}.tensor_parallel",
+                value=tensor,
+                allowed=", ".join(
+                    str(size) for size in range(1, 65) if not heads % size and not (kv_heads % size and size % kv_heads)
+                ),
+                fix="take a size that divides the number of KV heads, or that it divides",
+            )
+        decode = pool.get("decode_context_parallel") or 1
+        if heads and kv_heads and decode > 1 and not context.hybrid:
+            most = max(1, tensor // kv_heads)
+            parts = [size for size in range(1, most + 1) if not (heads // kv_heads) % size and not tensor % size]
+            if decode not in parts:
+                yield mistake(
+                    "context-parallel-heads",
+                    f"decode_context_parallel {decode} of pool {pool['name']} doesn't fit tensor_parallel {tensor} and "
+                    f"{kv_heads} KV heads",
+                    key=f"recipe:pools.{pool['name']}.decode_context_parallel",
+                    value=decode,
+                    allowed=", ".join(str(size) for size in parts),
+                    fix=f"raise tensor_parallel above {kv_heads}, or leave decode_context_parallel out",
+                )
         prefill = pool.get("prefill_context_parallel") or 1
         if context.direct and prefill > 1 and pool["pipeline_parallel"] > 1:
             yield mistake(
@@ -362,6 +416,54 @@ def sizes_divide(context: Context) -> Iterator[Mistake]:
                 value=prefill,
                 allowed="1 with pipeline_parallel above 1",
                 fix="set one of the two to 1",
+            )
+
+
+@check(
+    Rule(
+        "context-parallel-interleave",
+        "error",
+        "with context parallelism and KV transfer or a store, cp-kv-cache-interleave-size equals block-size",
+        "whole blocks are handed over, so a block must lie on one rank: the engine asserts it",
+        "vLLM-Ascend sources, NPUPlatform of v0.13 and later; tutorial GLM5.2",
+        scope="vllm-ascend, context parallelism with kv_transfer",
+    ),
+    Rule(
+        "dense-external-ranks",
+        "error",
+        "a dense model has no data parallel ranks with servers of their own",
+        "its ranks have nothing in common, so vLLM ends: launch independent instances instead",
+        "vLLM EngineArgs.create_engine_config (v0.21); vLLM v1/engine/core.py",
+        scope="dense models; a warning before vLLM 0.21",
+    ),
+)
+def ranks_make_sense(context: Context) -> Iterator[Mistake]:
+    for variant in context.variants:
+        pool = variant.pool
+        parts = variant.size("prefill_context_parallel") * variant.size("decode_context_parallel")
+        if context.ascend and variant.connectors and parts > 1:
+            block = variant.number("block-size") or 128
+            given = variant.number("cp-kv-cache-interleave-size") or 1
+            if given != block:
+                yield mistake(
+                    "context-parallel-interleave",
+                    f"pool {variant.name} splits contexts {parts} ways in pieces of {given} tokens, and its blocks "
+                    f"have {block}",
+                    key=variant.key("cp-kv-cache-interleave-size"),
+                    value=given,
+                    allowed=str(block),
+                    fix=f"set args.cp-kv-cache-interleave-size: {block}",
+                )
+        external = pool["data_parallel_mode"] == "external" and pool["data_parallel"] > 1
+        if external and (context.model or {}).get("kind") == "dense":
+            yield mistake(
+                "dense-external-ranks",
+                f"pool {variant.name} has a server for each of {pool['data_parallel']} ranks of a dense model",
+                key=f"recipe:pools.{variant.name}.data_parallel_mode",
+                value="external",
+                allowed="data_parallel: 1, and as many instances",
+                fix="set data_parallel: 1 and raise instances and instances_per_node",
+                severity="error" if context.vllm_at_least("0.21.0") else "warning",
             )
 
 
@@ -407,5 +509,6 @@ CHECKS = (
     devices_suffice,
     model_fits,
     sizes_divide,
+    ranks_make_sense,
     npus_whole,
 )

@@ -24,9 +24,10 @@ from .registry import Context, Mistake, Rule, Variant, check
     Rule(
         "engine-fits-hardware",
         "error",
-        "vllm-ascend runs on Ascend devices, vllm and dynamo on NVIDIA's",
-        "no such image has the other vendor's libraries",
-        "vLLM-Ascend and Dynamo installation pages",
+        "vllm-ascend runs on Ascend devices, vllm and dynamo on NVIDIA's; on hosts without accelerators vllm does, "
+        "without Ray",
+        "no such image has the other vendor's libraries, and vLLM's CPU backend has the executor mp alone",
+        "vLLM-Ascend, vLLM (CPU) and Dynamo installation pages",
     ),
     Rule(
         "engine-version-unknown",
@@ -63,6 +64,15 @@ def image_fits(context: Context) -> Iterator[Mistake]:
                 value=context.engine_name,
                 allowed=", ".join(fitting),
                 fix=f"set engine.name: {fitting[0]} with its image, or take other hardware",
+            )
+        if vendor == "cpu" and pool["executor"] == "ray":
+            yield mistake(
+                "engine-fits-hardware",
+                f"pool {pool['name']} has the executor ray on hosts without accelerators",
+                key=f"recipe:pools.{pool['name']}.executor",
+                value="ray",
+                allowed="mp, or left out",
+                fix="leave executor out",
             )
     if image and context.version is None:
         yield mistake(
@@ -278,7 +288,7 @@ def memory_of(context: Context) -> Iterator[Tuple[Variant, Dict[str, Any]]]:
         "what is left beside the weights holds the KV cache of one request of max-model-len",
         "the engine refuses to start, or one long request blocks all others",
         "arithmetic of module_utils/ascent/memory.py; vLLM-Ascend tutorial Qwen3-235B-A22B, parameters",
-        rows=("P-OOM1", "I15"),
+        rows=("P-OOM1", "I15", "J1", "J6"),
         scope="models with known figures",
     ),
 )

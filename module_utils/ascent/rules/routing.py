@@ -116,7 +116,7 @@ def router_fits(context: Context) -> Iterator[Mistake]:
         "a proxy lists exactly the processes of its two sides that serve an API, each with its port",
         "a headless process answers no request, so every request dealt to it fails",
         _PROXIES + "; vLLM-Ascend tutorial Qwen3.5-397B-A17B",
-        rows=("P-PX1", "P-PX2", "D4", "D5"),
+        rows=("P-PX1", "P-PX2", "D4", "D5", "J13"),
         scope="proxies between prefill and decode",
         waivable=False,
     ),

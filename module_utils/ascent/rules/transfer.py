@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterator, Mapping, Set, Tuple
 from .. import engines
 from ..mistakes import mistake
 from ..quantities import whole_number
-from .registry import ASCEND_DIRECT, STORES, Context, Mistake, Rule, check
+from .registry import ASCEND_DIRECT, STORES, Context, Mistake, Rule, Variant, check
 
 _SCOPE = "vllm-ascend, Mooncake connectors between prefill and decode"
 _TUTORIAL = "vLLM-Ascend tutorial Qwen3.5-397B-A17B, PD deployment"
@@ -18,6 +18,14 @@ _TUTORIAL = "vLLM-Ascend tutorial Qwen3.5-397B-A17B, PD deployment"
 #: Connectors that exist only in vLLM-Ascend, and those that need NVIDIA's libraries.
 _ASCEND_ONLY = ASCEND_DIRECT - {"MooncakeConnector"} | {"AscendStoreConnector", "MooncakeConnectorStoreV1"}
 _NVIDIA_ONLY = frozenset(("NixlConnector", "P2pNcclConnector", "MooncakeStoreConnector"))
+#: First and last minor release of vLLM-Ascend that is known to lack a connector, and what there is instead.
+_LACKING = {
+    "AscendStoreConnector": ((0, 0), (0, 11), "MooncakeConnectorStoreV1"),
+    "MooncakeHybridConnector": ((0, 0), (0, 18), "MooncakeConnectorV1"),
+    "RecomputeCPUOffloadConnector": ((0, 0), (0, 22), "SimpleCPUOffloadConnector"),
+    "LLMDataDistCMgrConnector": ((0, 13), (9, 0), "MooncakeConnectorV1"),
+    "LMCacheAscendConnector": ((0, 27), (9, 0), "AscendStoreConnector"),
+}
 
 
 @check(
@@ -27,6 +35,15 @@ _NVIDIA_ONLY = frozenset(("NixlConnector", "P2pNcclConnector", "MooncakeStoreCon
         "prefill and decode pools come together, and with kv_transfer",
         "a prefill node without decode, or without a way to hand over its KV cache, serves nobody",
         "vLLM documentation, Disaggregated Prefilling",
+    ),
+    Rule(
+        "pd-connectors-differ",
+        "error",
+        "prefill and decode pools use the same connector",
+        "two connectors don't speak with each other: decode waits for KV cache in a form that nobody sends",
+        "vLLM documentation, Disaggregated Prefilling; vLLM KVTransferConfig",
+        rows=("P-KV1",),
+        scope="prefill and decode; beside it either side may have a store of its own",
     ),
     Rule(
         "pd-sizes-differ",
@@ -75,6 +92,7 @@ def sides_agree(context: Context) -> Iterator[Mistake]:
             allowed="at least one pool of each of the two roles",
             fix=f"add a pool with role: {other}",
         )
+    yield from _connectors_match(context)
     if not context.direct:
         return
     for role in sorted(split):
@@ -105,6 +123,26 @@ def sides_agree(context: Context) -> Iterator[Mistake]:
                     allowed="1",
                     fix=f"leave {key} out of the decode pool",
                 )
+
+
+def _connectors_match(context: Context) -> Iterator[Mistake]:
+    """The sides may add a store each, so only connectors that are none are compared."""
+    first: Dict[str, Tuple[str, Set[str]]] = {}
+    for variant in context.variants:
+        role, names = variant.pool["role"], set(variant.connector_names) - STORES
+        if role in ("prefill", "decode") and variant.connector_names:
+            first.setdefault(role, (variant.name, names))
+    if len(first) == 2 and first["prefill"][1] != first["decode"][1]:
+        (source, left), (target, right) = first["prefill"], first["decode"]
+        yield mistake(
+            "pd-connectors-differ",
+            f"{source} uses {', '.join(sorted(left)) or 'a store alone'}, {target} "
+            f"{', '.join(sorted(right)) or 'a store alone'}",
+            key=f"recipe:pools.{target}.kv_transfer.connector",
+            value=sorted(right),
+            allowed=", ".join(sorted(left)) or "a store alone",
+            fix="put the connector into the recipe's kv_transfer, for both sides",
+        )
 
 
 def _ratio(context: Context, source: Mapping[str, Any], target: Mapping[str, Any]) -> Iterator[Mistake]:
@@ -207,7 +245,7 @@ def _planned_configs(context: Context) -> Iterator[Tuple[Mapping[str, Any], Mapp
         "error",
         "the connector is one that this engine and version has",
         "an engine that doesn't know the name ends at start: Unsupported connector",
-        "vLLM KVConnectorFactory; vLLM-Ascend, kv_transfer registrations (LLMDataDist left after v0.12)",
+        "vLLM KVConnectorFactory; vLLM-Ascend sources, kv_transfer registrations of v0.11 to v0.26",
         rows=("E9",),
     ),
 )
@@ -220,8 +258,11 @@ def connector_known(context: Context) -> Iterator[Mistake]:
                 wrong = "needs libraries that Ascend images don't carry"
             elif not context.ascend and context.engine_name and name in _ASCEND_ONLY:
                 wrong = "exists in vllm-ascend only"
-            elif name == "LLMDataDistCMgrConnector" and context.at_least("0.13.0"):
-                wrong = f"is gone in {context.version}"
+            elif context.ascend and name in _LACKING:
+                first, last, instead = _LACKING[name]
+                mine = (engines.version_key(str(context.version or "")) or ())[:2]
+                if mine and first <= mine <= last:
+                    wrong = f"is not in {context.version}; {instead} is"
             if wrong and name not in told:
                 told.add(name)
                 fitting = sorted(engines.CONNECTORS) if context.ascend else ["NixlConnector", "MooncakeConnector"]
@@ -268,20 +309,22 @@ def prefix_caching_off(context: Context) -> Iterator[Mistake]:
     Rule(
         "recompute-scheduler",
         "error",
-        "recompute_scheduler_enable stands in PD deployments only; from v0.23.0 on in decode pools only",
+        "recompute_scheduler_enable stands in PD deployments only; from v0.23.0 on in decode pools only, with kv_role "
+        "kv_consumer",
         "it sends a request back to prefill when decode lacks KV cache: outside PD the engine refuses it, and newer "
-        "releases ignore it on prefill with a warning",
-        "vLLM-Ascend, recompute scheduler; " + _TUTORIAL,
+        "releases ignore it on prefill with a warning and refuse it with kv_both",
+        "vLLM-Ascend sources, NPUPlatform of v0.18 to v0.26; " + _TUTORIAL,
         rows=("P-KV5", "E7"),
         scope="vllm-ascend",
     ),
     Rule(
         "finegrained-tensor-parallel",
         "error",
-        "output projection and embedding tensor parallel sizes of their own come with the recompute scheduler; that of "
-        "the language model head with tensor_parallel 1",
-        "the engine asserts the one, and guides use the other with pure data parallelism only",
-        "vLLM-Ascend, finegrained tensor parallelism",
+        "tensor parallel sizes of single modules divide data_parallel, on a model with experts; those of output "
+        "projection and embedding come with the recompute scheduler, that of the language model head with "
+        "tensor_parallel 1, and that of the output projection with graphs in a decode pool",
+        "the engine asserts these when it starts, but for the head, which guides use with pure data parallelism only",
+        "vLLM-Ascend sources, FinegrainedTPConfig of v0.13 to v0.26; guide on finegrained tensor parallelism",
         scope="vllm-ascend",
     ),
 )
@@ -291,12 +334,16 @@ def recompute_scheduler(context: Context) -> Iterator[Mistake]:
     for variant in context.variants:
         config = variant.config("additional-config")
         key = variant.key("additional-config")
-        on = config.get("recompute_scheduler_enable") is True
+        # From v0.25 on the switch has a section of its own, which wins; the old place is still read.
+        section = config.get("scheduler_config")
+        inner = section.get("recompute_scheduler_enable") if isinstance(section, Mapping) else None
+        on = (config.get("recompute_scheduler_enable") if inner is None else inner) is True
+        place = key + ("" if inner is None else ".scheduler_config") + ".recompute_scheduler_enable"
         if on and not context.disaggregated:
             yield mistake(
                 "recompute-scheduler",
                 f"recompute_scheduler_enable is on in pool {variant.name}, which is not split into prefill and decode",
-                key=key + ".recompute_scheduler_enable",
+                key=place,
                 value=True,
                 allowed="left out",
                 fix="remove recompute_scheduler_enable",
@@ -305,13 +352,24 @@ def recompute_scheduler(context: Context) -> Iterator[Mistake]:
             yield mistake(
                 "recompute-scheduler",
                 f"recompute_scheduler_enable has no effect on prefill pool {variant.name} from v0.23.0 on",
-                key=key + ".recompute_scheduler_enable",
+                key=place,
                 value=True,
                 allowed="only in decode pools",
                 fix="move recompute_scheduler_enable to the decode pool's additional-config",
                 severity="warning",
             )
+        elif on and context.at_least("0.23.0") and variant.transfer.get("kv_role") == "kv_both":
+            yield mistake(
+                "recompute-scheduler",
+                f"recompute_scheduler_enable is on in pool {variant.name}, whose kv_role is kv_both",
+                key=place,
+                value=True,
+                allowed="only with kv_role kv_consumer",
+                fix="remove kv_role (the plan sets kv_consumer), or recompute_scheduler_enable",
+            )
         fine = config.get("finegrained_tp_config")
+        if isinstance(fine, Mapping):
+            yield from _modules_fit(context, variant, fine, f"{key}.finegrained_tp_config")
         for name in ("oproj_tensor_parallel_size", "embedding_tensor_parallel_size"):
             if isinstance(fine, Mapping) and (whole_number(fine.get(name)) or 0) > 1 and not on:
                 yield mistake(
@@ -333,6 +391,36 @@ def recompute_scheduler(context: Context) -> Iterator[Mistake]:
                 allowed="left out with tensor_parallel above 1",
                 fix="remove lmhead_tensor_parallel_size, or set tensor_parallel: 1 and raise data_parallel",
                 severity="warning",
+            )
+
+
+def _modules_fit(context: Context, variant: Variant, fine: Mapping[str, Any], place: str) -> Iterator[Mistake]:
+    """What the engine asserts of every module's tensor parallel size, whatever the module."""
+    ranks = variant.size("data_parallel")
+    for name, given in fine.items():
+        size = whole_number(given) or 0
+        if not str(name).endswith("_tensor_parallel_size") or size < 1:
+            continue
+        wrong = []
+        if ranks % size:
+            wrong.append(f"doesn't divide data_parallel {ranks}")
+        if (context.model or {}).get("kind") == "dense":
+            wrong.append("is for models with experts")
+        if name == "oproj_tensor_parallel_size":
+            if variant.args.get("enforce-eager") is True:
+                wrong.append("needs captured graphs")
+            if variant.pool["role"] != "decode":
+                wrong.append("is for decode pools")
+            if variant.size("tensor_parallel") > 1 and context.at_least("0.23.0"):
+                wrong.append("needs tensor_parallel 1")
+        if wrong:
+            yield mistake(
+                "finegrained-tensor-parallel",
+                f"{name} {size} of pool {variant.name} {' and '.join(wrong)}",
+                key=f"{place}.{name}",
+                value=given,
+                allowed=f"a divisor of data_parallel = {ranks}, on a model with experts",
+                fix="correct the size, or remove it",
             )
 
 

@@ -20,7 +20,7 @@ _MOE = "vLLM-Ascend tutorial Qwen3-235B-A22B"
         "max-num-seqs times all data parallel ranks is at least the benchmark's concurrency",
         "requests beyond it wait, and the waiting counts in TTFT",
         _MOE + ", parameters",
-        rows=("P-SEQ1", "H17"),
+        rows=("P-SEQ1", "H17", "J6"),
     ),
     Rule(
         "scenario-length",

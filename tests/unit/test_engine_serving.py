@@ -359,3 +359,31 @@ def test_small_machines_bring_all_up(start: Start):
     time.sleep(1)
     assert cpu() - began < 0.2, "idle ranks cost nothing"
     assert server.stop() == 0
+
+
+@pytest.mark.parametrize("fault", ["http-500", "empty", "garbage", "hang"])
+def test_faults_of_answers(start: Start, fault: str):
+    """The engine goes on; what it answers is wrong."""
+    port = free_ports(1)
+    server = start("server", serve(port), SIM_FAIL=f"request:{fault}")
+    server.wait_for("Application startup complete")
+    url = f"http://127.0.0.1:{port}"
+    if fault == "hang":
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            body = json.dumps(PROMPT).encode()
+            head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}"
+            client.sendall(f"{head}\r\nContent-Type: application/json\r\n\r\n".encode() + body)
+            client.settimeout(1)
+            with pytest.raises(TimeoutError):
+                client.recv(1)
+    else:
+        status, answer = post(f"{url}/v1/completions", PROMPT)
+        if fault == "http-500":
+            assert (status, answer["error"]["type"]) == (500, "InternalServerError")
+        elif fault == "empty":
+            assert (answer["choices"][0]["text"], answer["usage"]["completion_tokens"]) == ("", 1)
+        else:
+            words = answer["choices"][0]["text"]
+            assert sum(letter.isascii() and (letter.isalpha() or letter == " ") for letter in words) < 0.9 * len(words)
+    assert get(f"{url}/health")[0] == 200
+    assert server.stop() == 0

@@ -77,7 +77,7 @@ def test_openai_completion(url):
     assert answer.system_fingerprint
     assert answer.system_fingerprint.startswith("vllm-0.21.0-")
     assert answer.usage
-    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (7, 20, 27)
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (5, 20, 25)
     stream = list(client(url).completions.create(**PROMPT, stream=True))
     assert "".join(chunk.choices[0].text for chunk in stream) == answer.choices[0].text
     assert all(chunk.usage is None for chunk in stream)
@@ -153,7 +153,7 @@ def test_openai_logprobs(url):
     found = completion.choices[0].logprobs
     assert found
     assert found.tokens
-    assert len(found.tokens) == 27
+    assert len(found.tokens) == 25
     assert (found.token_logprobs or [0])[0] is None
     assert completion.choices[0].text.startswith(PROMPT["prompt"])
     status, kind, message, param = error(url, "/v1/completions", PROMPT | {"logprobs": 21})

@@ -195,7 +195,7 @@ def test_layerwise_failures(start: Start):
     proxy = cluster.proxy([1], [2])
     streamed = events(post(f"{cluster.url}/v1/completions", PROMPT | {"stream": True})[1])
     assert sum(len(chunk["choices"][0]["text"]) > 0 for chunk in streamed) >= 11
-    assert cluster.count(2, "prompt_tokens_by_source_total", source="external_kv_transfer") == 7
+    assert cluster.count(2, "prompt_tokens_by_source_total", source="external_kv_transfer") == 5
 
     kill(prefill)
     assert post(f"{cluster.url}/v1/completions", PROMPT) == (200, None)

@@ -73,14 +73,14 @@ def test_one_server(start: Start, root: Path):
     status, whole = post(f"{url}/v1/completions", PROMPT)
     assert status == 200
     assert whole["usage"] == {
-        "prompt_tokens": 7, "completion_tokens": 20, "total_tokens": 27, "prompt_tokens_details": None,
+        "prompt_tokens": 5, "completion_tokens": 20, "total_tokens": 25, "prompt_tokens_details": None,
     }  # fmt: skip
     assert whole["choices"][0]["finish_reason"] == "length"
     options = {"stream": True, "stream_options": {"include_usage": True}}
     streamed = events(post(f"{url}/v1/completions", PROMPT | options)[1])
     assert "".join(e["choices"][0]["text"] for e in streamed[:-1]) == whole["choices"][0]["text"]
     assert streamed[-1]["choices"] == []
-    assert streamed[-1]["usage"] == {"prompt_tokens": 7, "completion_tokens": 20, "total_tokens": 27}
+    assert streamed[-1]["usage"] == {"prompt_tokens": 5, "completion_tokens": 20, "total_tokens": 25}
 
     chat = {
         "model": "tiny",
@@ -105,7 +105,7 @@ def test_one_server(start: Start, root: Path):
         == 3
     )
     assert post(f"{url}/v1/completions", PROMPT | {"prompt": [1, 2, 3]})[1]["usage"]["prompt_tokens"] == 3
-    assert post(f"{url}/tokenize", {"model": "tiny", "prompt": PROMPT["prompt"]})[1]["count"] == 7
+    assert post(f"{url}/tokenize", {"model": "tiny", "prompt": PROMPT["prompt"]})[1]["count"] == 5
 
     status, error = post(f"{url}/v1/completions", PROMPT | {"model": "other"})
     assert (status, error["error"]["message"]) == (404, "The model `other` does not exist.")
@@ -277,7 +277,7 @@ def test_prefill_and_decode(start: Start, connector: str, script: str):
     # A decode instance asked directly computes the prompt itself.
     assert post(f"{decode_url}/v1/completions", PROMPT)[0] == 200
     page = get(f"{decode_url}/metrics")[1]
-    assert metric(page, "vllm:prompt_tokens_by_source_total", source="local_compute") == 7
+    assert metric(page, "vllm:prompt_tokens_by_source_total", source="local_compute") == 5
 
 
 def test_sizes_that_differ_between_prefill_and_decode(start: Start):

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Make the simulator's own vocabulary: byte-level BPE, 4096 entries, from texts of this repository.
+r"""Make the simulator's own vocabulary: byte-level BPE, 4096 entries, from texts of this repository.
 
-    python sandbox/engine/train_tokenizer.py docs README.md > sandbox/engine/sim/tokenizer.json
+    python sandbox/engine/train_tokenizer.py docs README.md roles module_utils plugins recipes \
+        > sandbox/engine/sim/tokenizer.json
 
-The sentences that the simulator itself writes count much, so that its answers are about one token a word. The result
-depends on the texts only; it is kept in the tree because the token counts of tests hang on it.
+The sentences that the simulator itself writes and frequent English words count much, so that a word is about a token.
+The result depends on the texts only; it is kept in the tree because the token counts of tests hang on it.
 """
 
 from __future__ import annotations
@@ -24,12 +25,32 @@ from sandbox.engine.sim.tokenizer import WORDS, byte_letters
 SIZE = 4096
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 OWN_WEIGHT = 40
+# Frequent English words, which the technical texts of a repository lack.
+COMMON = """the of and to in is that it was for on are as with his they at be this from have or by one had not but
+what all were when we there can an your which their said if do will each about how up out them then she many some so
+these would other into has more her two like him see time could no make than first been its who now people my made
+over did down only way find use may water long little very after words called just where most know get through back
+much before go good new write our me man too any day same right look think also around another came come work three
+word must because does part even place well such here take why help put different away again off went old number great
+tell men say small every found still between name should home big give air line set own under read last never us left
+end along while might next sound below saw something thought both few those always show large often together asked
+house world going want school important until form food keep children feet land side without boy once animal life
+enough took four head above kind began almost live page got earth need far hand high year mother light country father
+let night picture being study second soon story since white ever paper hard near sentence better best across during
+today however sure knew try told young sun thing whole hear example heard several change answer room sea against top
+turned learn point city play toward five himself usually money seen car morning given group question office government
+system company program problem fact month lot book eye job business issue service friend power hour game member law
+team minute idea body parent face level door woman child state family student week case area future capital history
+science music river mountain summer winter doctor nature energy market language table letter color plan order tree
+church reason north south east west machine computer network model data"""
 
 
 def texts(paths: list[str]) -> Iterator[str]:
     """The phrases of the answers, then every text file below the paths."""
     for _ in range(OWN_WEIGHT):
         yield from text.phrases()
+        yield " " + COMMON.replace("\n", " ")
+        yield from COMMON.split()
     for path in map(Path, paths):
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
         for file in files:

@@ -128,7 +128,8 @@ def call(request: urllib.request.Request) -> tuple[int, Any]:
     try:
         with opener.open(request, timeout=20) as answer:
             text = answer.read().decode()
-            return answer.status, json.loads(text) if "json" in answer.headers.get("Content-Type", "") else text
+            is_json = "json" in answer.headers.get("Content-Type", "")
+            return answer.status, json.loads(text or "null") if is_json else text
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())
 

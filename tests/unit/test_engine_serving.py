@@ -73,14 +73,14 @@ def test_one_server(start: Start, root: Path):
     status, whole = post(f"{url}/v1/completions", PROMPT)
     assert status == 200
     assert whole["usage"] == {
-        "prompt_tokens": 7, "completion_tokens": 20, "total_tokens": 27, "prompt_tokens_details": None,
+        "prompt_tokens": 5, "completion_tokens": 20, "total_tokens": 25, "prompt_tokens_details": None,
     }  # fmt: skip
     assert whole["choices"][0]["finish_reason"] == "length"
     options = {"stream": True, "stream_options": {"include_usage": True}}
     streamed = events(post(f"{url}/v1/completions", PROMPT | options)[1])
     assert "".join(e["choices"][0]["text"] for e in streamed[:-1]) == whole["choices"][0]["text"]
     assert streamed[-1]["choices"] == []
-    assert streamed[-1]["usage"] == {"prompt_tokens": 7, "completion_tokens": 20, "total_tokens": 27}
+    assert streamed[-1]["usage"] == {"prompt_tokens": 5, "completion_tokens": 20, "total_tokens": 25}
 
     chat = {
         "model": "tiny",
@@ -105,7 +105,7 @@ def test_one_server(start: Start, root: Path):
         == 3
     )
     assert post(f"{url}/v1/completions", PROMPT | {"prompt": [1, 2, 3]})[1]["usage"]["prompt_tokens"] == 3
-    assert post(f"{url}/tokenize", {"model": "tiny", "prompt": PROMPT["prompt"]})[1]["count"] == 7
+    assert post(f"{url}/tokenize", {"model": "tiny", "prompt": PROMPT["prompt"]})[1]["count"] == 5
 
     status, error = post(f"{url}/v1/completions", PROMPT | {"model": "other"})
     assert (status, error["error"]["message"]) == (404, "The model `other` does not exist.")
@@ -277,7 +277,7 @@ def test_prefill_and_decode(start: Start, connector: str, script: str):
     # A decode instance asked directly computes the prompt itself.
     assert post(f"{decode_url}/v1/completions", PROMPT)[0] == 200
     page = get(f"{decode_url}/metrics")[1]
-    assert metric(page, "vllm:prompt_tokens_by_source_total", source="local_compute") == 7
+    assert metric(page, "vllm:prompt_tokens_by_source_total", source="local_compute") == 5
 
 
 def test_sizes_that_differ_between_prefill_and_decode(start: Start):
@@ -358,4 +358,32 @@ def test_small_machines_bring_all_up(start: Start):
     began = cpu()
     time.sleep(1)
     assert cpu() - began < 0.2, "idle ranks cost nothing"
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("fault", ["http-500", "empty", "garbage", "hang"])
+def test_faults_of_answers(start: Start, fault: str):
+    """The engine goes on; what it answers is wrong."""
+    port = free_ports(1)
+    server = start("server", serve(port), SIM_FAIL=f"request:{fault}")
+    server.wait_for("Application startup complete")
+    url = f"http://127.0.0.1:{port}"
+    if fault == "hang":
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            body = json.dumps(PROMPT).encode()
+            head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}"
+            client.sendall(f"{head}\r\nContent-Type: application/json\r\n\r\n".encode() + body)
+            client.settimeout(1)
+            with pytest.raises(TimeoutError):
+                client.recv(1)
+    else:
+        status, answer = post(f"{url}/v1/completions", PROMPT)
+        if fault == "http-500":
+            assert (status, answer["error"]["type"]) == (500, "InternalServerError")
+        elif fault == "empty":
+            assert (answer["choices"][0]["text"], answer["usage"]["completion_tokens"]) == ("", 1)
+        else:
+            words = answer["choices"][0]["text"]
+            assert sum(letter.isascii() and (letter.isalpha() or letter == " ") for letter in words) < 0.9 * len(words)
+    assert get(f"{url}/health")[0] == 200
     assert server.stop() == 0

@@ -22,6 +22,7 @@ from .protocol import ApiError, Generation, Json, Reader, chat_prompt, invalid, 
 from .scheduler import Event, Request, inside_id
 
 SERVER = "ascent-engine-simulator"
+ANSWER_FAULTS = ("http-500", "hang", "garbage", "empty")
 UNCOUNTED = ("/metrics", "/health", "/load", "/ping", "/version")
 LOOK_SECONDS = 0.5  # how often a request that gets no events looks whether its client is still there
 
@@ -29,7 +30,7 @@ LOOK_SECONDS = 0.5  # how often a request that gets no events looks whether its 
 class Api:
     """Handlers of one server. `on_request` is called before each generation starts.
 
-    It returns the fault that the answer has to show: `http-500`, `hang`, `garbage`, `empty`, or None.
+    It returns the fault that the answer has to show, one of ANSWER_FAULTS, or None.
     """
 
     def __init__(

@@ -17,6 +17,7 @@ from typing import Any
 from zlib import crc32
 
 from .config import Settings
+from .environment import rooted, visible_devices
 from .log import EngineError, line
 from .timing import timeout
 
@@ -112,17 +113,30 @@ class KvNode:
         for held in self.held.values():
             held.expiry.cancel()
 
-    def peer(self) -> dict[str, Any]:
-        """What this side says of itself in a handshake."""
+    def peer(self, rank: int, worker: int) -> dict[str, Any]:
+        """What a worker of this side says of itself in a handshake."""
         return {
             "side": self.kv.side,
             "engine_id": self.kv.engine_id,
             "dp_size": self.config.data,
             "tp_size": self.config.tensor,
+            "tls": self._tls(rank, worker),
         }
 
-    def _refusal(self, peer: dict[str, Any]) -> str | None:
-        """Why a peer cannot work with this instance, if so."""
+    def _tls(self, rank: int, worker: int) -> bool | None:
+        """The TLS switch of a worker's device as the node's state file has it now; None where it has none."""
+        try:
+            device = visible_devices()[(rank - self.config.start_rank) * self.config.world + worker]
+            state = json.loads(rooted("/usr/local/dcmi/state.json").read_text(encoding="utf-8"))
+            entry = next(one for one in state["devices"] if one["phy_id"] == device)
+            return bool(entry["roce"]["tls"]["enabled"])
+        except (EngineError, IndexError, OSError, ValueError, KeyError, StopIteration):
+            return None
+
+    def _refusal(self, peer: dict[str, Any], own: dict[str, Any]) -> str | None:
+        """Why a peer cannot work with this instance, if so. Both ends of a connection come to the same answer."""
+        if None not in (peer["tls"], own["tls"]) and peer["tls"] != own["tls"]:
+            return "Failed to connect to segment, ret: 103900"
         if peer["engine_id"] == self.kv.engine_id:
             return f"Conflict engine id {peer['engine_id']} with local engine id {self.kv.engine_id}"
         wanted = self.kv.sizes.get(peer["side"])
@@ -136,8 +150,8 @@ class KvNode:
 
     async def _serve(self, rank: int, worker: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            asked = json.loads(await reader.readline())
-            refusal = self._refusal(asked["peer"])
+            asked, own = json.loads(await reader.readline()), self.peer(rank, worker)
+            refusal = self._refusal(asked["peer"], own)
             if refusal:
                 line(self.config.core(rank), refusal, level="ERROR")
                 if asked["request_id"] in self.held:
@@ -148,7 +162,7 @@ class KvNode:
                 answer, data = self._pulled(rank, asked)
             else:
                 answer, data = await self._pushed(rank, worker, asked, reader), b""
-            answer["peer"] = self.peer()
+            answer["peer"] = own
             writer.write(json.dumps(answer).encode() + b"\n" + data)
             await writer.drain()
         except (OSError, ValueError, KeyError, asyncio.IncompleteReadError) as error:
@@ -231,7 +245,7 @@ class KvNode:
         request = {"op": "pull", "request_id": params["remote_request_id"]}
         for worker in range(self.config.tensor):
             port = int(params["remote_port"]) + worker * share
-            answer, data = await self._talk(str(params["remote_host"]), port, request, b"")
+            answer, data = await self._talk(str(params["remote_host"]), port, request, b"", self.peer(rank, worker))
             if crc32(data) != answer["crc"]:
                 raise TransferError(f"KV of {params['remote_request_id']} arrived damaged")
             self.received[rank] += len(data)
@@ -262,19 +276,22 @@ class KvNode:
         data = payload(request_id, tokens)
         request = {"op": "push", "request_id": request_id, "tokens": tokens, "bytes": len(data), "crc": crc32(data)}
         for worker in range(int(params["remote_tp_size"])):
-            await self._talk(str(params["remote_host"]), int(params["remote_port"]) + worker, request, data)
+            own = self.peer(rank, worker % self.config.world)
+            await self._talk(str(params["remote_host"]), int(params["remote_port"]) + worker, request, data, own)
             self.sent[rank] += len(data)
 
-    async def _talk(self, host: str, port: int, request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
-        """One connection: ask, send, and take the answer."""
+    async def _talk(
+        self, host: str, port: int, request: dict[str, Any], data: bytes, own: dict[str, Any]
+    ) -> tuple[dict[str, Any], bytes]:
+        """One connection: ask, send, and take the answer. `own` is what the asking worker says of itself."""
         try:
             async with asyncio.timeout(timeout(CONNECT_SECONDS)):
                 reader, writer = await asyncio.open_connection(host, port)
                 try:
-                    writer.write(json.dumps(request | {"peer": self.peer()}).encode() + b"\n" + data)
+                    writer.write(json.dumps(request | {"peer": own}).encode() + b"\n" + data)
                     await writer.drain()
                     answer = json.loads(await reader.readline())
-                    refusal = answer.get("error") or self._refusal(answer["peer"])
+                    refusal = answer.get("error") or self._refusal(answer["peer"], own)
                     if refusal:
                         raise TransferError(refusal)
                     return answer, await reader.readexactly(answer.get("bytes", 0))

@@ -60,6 +60,7 @@ class Rank:
     def _released(self, request_id: str) -> None:
         self.scheduler.release(request_id)
         self.wake.set()
+        self.emit([], self.stats())
 
     def abort(self, request_id: str) -> None:
         """Forget a request wherever it is."""
@@ -168,7 +169,7 @@ class Rank:
 
     def _failed(self, request_id: str, error: Exception) -> None:
         self._error(f"Mooncake transfer failed for request. remote_request_id={request_id}, ret=-1.")
-        self._error(f"Failed to transfer KV cache for request {request_id}: {error or 'no answer in time'}")
+        self._error(f"Failed to transfer KV cache for request {request_id}: {str(error) or 'no answer in time'}")
 
     def _error(self, text: str) -> None:
         line(self.config.core(self.number), text, level="ERROR", source="mooncake_connector.py:779")

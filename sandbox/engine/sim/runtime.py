@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import web
 
 from . import faults, serving, timing, weights
-from .api import Api
+from .api import ANSWER_FAULTS, Api
 from .config import Settings, check_devices, check_memory
 from .dp import Head, Member
 from .environment import Lease, check_interfaces, hbm, visible_devices
@@ -200,7 +200,7 @@ class Engine:
         if self.front is None:
             raise ValueError("the API server comes after the front end")
         config = self.config
-        api = Api(config, self.front, self.version, self._first_request)
+        api = Api(config, self.front, self.version, self._on_request)
         self.runner = web.AppRunner(api.app, access_log=None)
         await self.runner.setup()
         await web.SockSite(self.runner, opened).start()
@@ -212,9 +212,13 @@ class Engine:
             server_line(name, "Waiting for application startup.")
             server_line(name, "Application startup complete.")
 
-    def _first_request(self) -> None:
-        if signature := faults.wanted(self.config, "request"):
+    def _on_request(self) -> str | None:
+        """What a request has to show: nothing, one of the faults of answers, or the end of the engine."""
+        signature = faults.wanted(self.config, "request")
+        if signature and signature not in ANSWER_FAULTS:
             self.fail(faults.error(self.config, signature))
+            return None
+        return signature
 
     async def _close(self) -> None:
         """Stop within two seconds, whatever is still open."""

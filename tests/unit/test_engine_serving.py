@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -358,6 +359,16 @@ def test_small_machines_bring_all_up(start: Start):
     began = cpu()
     time.sleep(1)
     assert cpu() - began < 0.2, "idle ranks cost nothing"
+
+    began = cpu()
+    body = PROMPT | {"max_tokens": 100, "ignore_eos": True, "stream": True}
+    threads = [threading.Thread(target=post, args=(f"http://127.0.0.1:{first}/v1/completions", body)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # Eight streams of a real engine's pace, about 50 tokens a second each, are then less than a fifth of a core.
+    assert (cpu() - began) / 800 < 0.0005
     assert server.stop() == 0
 
 

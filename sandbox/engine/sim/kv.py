@@ -11,6 +11,7 @@ import asyncio
 import functools
 import json
 import os
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ from .timing import timeout
 BYTES_PER_TOKEN = 64  # stands for megabytes on the real machine
 MOST_BYTES = 65536  # of one transfer between two workers
 CONNECT_SECONDS = 10.0
+MOST_FETCHED = 1000  # requests that are remembered after their KV has been pulled
 
 
 class TransferError(Exception):
@@ -65,6 +67,7 @@ class KvNode:
         self.config = config
         self.kv = config.kv
         self.held: dict[str, Held] = {}
+        self.fetched: OrderedDict[str, int] = OrderedDict()  # tokens of requests whose KV has been pulled
         self.expected: dict[str, Expected] = {}
         self.servers: list[asyncio.Server] = []
         self.sent = dict.fromkeys(config.ranks, 0)  # bytes
@@ -175,12 +178,27 @@ class KvNode:
     def _pulled(self, rank: int, asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         request_id = asked["request_id"]
         held = self.held.get(request_id)
-        if held is None:
+        if held:
+            tokens = held.tokens
+            held.pulls_left = (asked["peer"]["tp_size"] if held.pulls_left is None else held.pulls_left) - 1
+            if held.pulls_left <= 0:
+                self._let_go(request_id)
+                self.fetched[request_id] = tokens
+                if len(self.fetched) > MOST_FETCHED:
+                    self.fetched.popitem(last=False)
+        elif request_id in self.fetched:
+            # Several choices of one request share what prefill gave for it: the memory is read again after its release.
+            tokens = self.fetched[request_id]
+            line(
+                self.config.core(rank),
+                f"MooncakeConnector finish req not in reqs to process. request_id={request_id}. Possible cause: "
+                "Request was already completed or not properly tracked.",
+                level="WARNING",
+                source="mooncake_connector.py:171",
+            )
+        else:
             return {"ok": False, "error": f"no KV of request {request_id} is held here"}, b""
-        held.pulls_left = (asked["peer"]["tp_size"] if held.pulls_left is None else held.pulls_left) - 1
-        if held.pulls_left <= 0:
-            self._let_go(request_id)
-        data = payload(request_id, held.tokens)
+        data = payload(request_id, tokens)
         self.sent[rank] += len(data)
         self.moved(rank)
         return {"ok": True, "bytes": len(data), "crc": crc32(data)}, data

@@ -47,6 +47,11 @@ test: setup ## Everything CI runs: lint, unit tests, molecule, the road end to e
 
 .PHONY: test-all
 test-all: test ## What CI has no time for, after what it runs
+	@$(MAKE) --no-print-directory clients
+
+.PHONY: clients
+clients: setup ## Public clients, each in an environment of its own (2 GB of downloads once), on hub and simulator
+	pytest tests/clients
 
 .PHONY: test-static
 test-static: lint unit

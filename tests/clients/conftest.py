@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -95,7 +96,15 @@ def _site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     shutil.copy(ROOT / "sandbox/engine/sim/tokenizer.json", tokenizer)
     (tokenizer / "config.json").write_text('{"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}')
     (tokenizer / "tokenizer_config.json").write_text(
-        '{"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 262144}'
+        json.dumps(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "model_max_length": 262144,
+                # Benchmarks count a chat request's tokens as the engine does.
+                "chat_template": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+                "{% endfor %}<|im_start|>assistant\n",
+            }
+        )
     )
     certificate, key = hub.make_certificate(tmp_path_factory.mktemp("tls"), ["127.0.0.1"])
     with hub.Site(root, "127.0.0.1") as plain, hub.Site(root, "127.0.0.1", shared=plain) as secure:

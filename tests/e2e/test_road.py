@@ -124,6 +124,34 @@ def test_prefill_hands_its_cache_to_decode(road: Road) -> None:
     assert len(answer["choices"][0]["text"].split()) > 5
 
 
+# Prints how many files of a model arrived whole, one of them in two parts after its connection broke.
+FETCH = """
+import hashlib, http.client, json, sys, urllib.request as u
+site, model = sys.argv[1:]
+ask = u.build_opener(u.ProxyHandler({})).open
+fault = [{"fault": "break", "match": model + "/*.safetensors", "bytes": 1000, "times": 1}]
+ask(u.Request(site + "/_site/faults", json.dumps(fault).encode(), method="PUT"))
+files = json.load(ask(site + "/api/v1/models/" + model + "/repo/files?Recursive=True"))["Data"]["Files"]
+for file in files:
+    url, content = site + "/" + model + "/resolve/main/" + file["Path"], b""
+    while len(content) < file["Size"]:
+        try:
+            content += ask(u.Request(url, headers={"Range": "bytes=%d-" % len(content)} if content else {})).read()
+        except http.client.IncompleteRead as broken:
+            content += broken.partial
+    assert hashlib.sha256(content).hexdigest() == file["Sha256"], file["Path"]
+ranges = [line["range"] for line in json.load(ask(site + "/_site/requests")) if line["status"] == 206]
+print(len(files), ranges)
+"""
+
+
+def test_a_node_gets_sharded_weights_from_the_site_s_hub(road: Road) -> None:
+    found = plan.from_inventory(INVENTORY)
+    model = found.hub_models[0]["id"]
+    said = road.node("a3-01").check_output("python3 -c %s %s %s", FETCH, f"http://{found.services}", model)
+    assert said == "11 ['bytes=1000-']"
+
+
 def test_the_second_run_changes_nothing_in_few_rounds(road: Road) -> None:
     run = road.play()
     assert run.rc == 0, run.stdout

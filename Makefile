@@ -47,12 +47,13 @@ test: setup ## Everything CI runs: lint, unit tests, molecule, the road end to e
 
 .PHONY: test-all
 test-all: test ## What CI has no time for, after what it runs
+	pytest -m thorough tests/sandbox
 
 .PHONY: test-static
 test-static: lint unit
 
 .PHONY: test-sandbox
-test-sandbox: molecule e2e
+test-sandbox: molecule e2e faults
 
 .PHONY: lint
 lint: setup ## ruff, mypy, yamllint, shellcheck, ansible-lint (production)
@@ -74,6 +75,10 @@ molecule: setup ## Every role on sandbox nodes
 .PHONY: e2e
 e2e: setup ## The road, end to end, on a sandbox cluster of its own
 	pytest -x tests/e2e
+
+.PHONY: faults
+faults: setup ## A third of the sandbox's faults, each on real nodes; all of them in test-all
+	pytest -m 'not thorough' tests/sandbox
 
 .PHONY: bench
 bench: setup ## Figures, as ratios within one run; not part of pass or fail

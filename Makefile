@@ -48,6 +48,7 @@ test: setup ## Everything CI runs: lint, unit tests, molecule, the road end to e
 .PHONY: test-all
 test-all: test ## What CI has no time for, after what it runs
 	@$(MAKE) --no-print-directory clients
+	pytest -m thorough tests/sandbox
 
 .PHONY: clients
 clients: setup ## Public clients, each in an environment of its own (2 GB of downloads once), on hub and simulator
@@ -57,7 +58,7 @@ clients: setup ## Public clients, each in an environment of its own (2 GB of dow
 test-static: lint unit
 
 .PHONY: test-sandbox
-test-sandbox: molecule e2e
+test-sandbox: molecule e2e faults
 
 .PHONY: lint
 lint: setup ## ruff, mypy, yamllint, shellcheck, ansible-lint (production)
@@ -79,6 +80,10 @@ molecule: setup ## Every role on sandbox nodes
 .PHONY: e2e
 e2e: setup ## The road, end to end, on a sandbox cluster of its own
 	pytest -x tests/e2e
+
+.PHONY: faults
+faults: setup ## A third of the sandbox's faults, each on real nodes; all of them in test-all
+	pytest -m 'not thorough' tests/sandbox
 
 .PHONY: bench
 bench: setup ## Figures, as ratios within one run; not part of pass or fail

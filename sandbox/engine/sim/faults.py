@@ -3,14 +3,19 @@
 PHASE is one of the start's phases (timing.PHASES), `ready` (just after the start) or `request` (the first request).
 With @RANK only the process that holds that global rank fails. SIGNATURE is a key of SIGNATURES, `hang`, or any other
 text, which is then the error message itself.
+
+The node may ask for a failure as well, by /usr/local/dcmi/engine-faults.json: {"PROCESS": "PHASE[@RANK]:SIGNATURE"}.
+PROCESS is the name of the start script that is mounted in /etc/ascent, or * for all. SIM_FAIL comes first.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 
 from .config import Settings
+from .environment import rooted
 from .log import EngineError, line
 
 SIGNATURES = {
@@ -30,9 +35,19 @@ SIGNATURES = {
 }
 
 
+def asked_by_node() -> str:
+    """What the node's file asks of this process; empty for nothing."""
+    try:
+        asked = json.loads(rooted("/usr/local/dcmi/engine-faults.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return ""
+    names = [script.stem for script in rooted("/etc/ascent").glob("*.sh")]
+    return next((asked[name] for name in (*names, "*") if name in asked), "")
+
+
 def wanted(config: Settings, phase: str) -> str | None:
     """The signature to fail with in this phase, or None."""
-    given = os.environ.get("SIM_FAIL", "")
+    given = os.environ.get("SIM_FAIL") or asked_by_node()
     where, _, signature = given.partition(":")
     name, _, rank = where.partition("@")
     if name != phase or not signature or (rank and int(rank) not in config.ranks):

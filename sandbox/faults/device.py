@@ -1,0 +1,154 @@
+"""Family A: devices, driver, firmware."""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+from sandbox.faults import programs
+from sandbox.faults.model import (
+    DRIVER_INFO,
+    FIRMWARE_INFO,
+    HCCN_TOOL,
+    INSTALL_INFO,
+    Injection,
+    Look,
+    Node,
+    engine_fault,
+    fault,
+    file_change,
+    process,
+)
+
+LIBRARY = "/usr/local/Ascend/driver/lib64/driver/libascend_hal.so"
+LEASES = "/usr/local/dcmi/leases"
+
+
+@fault("A01", "driver-not-loaded")
+def driver_not_loaded(node: Node) -> Injection:
+    """The driver is not loaded: npu-smi fails with -8005."""
+    changes = [node.set_node("faults", "npu_smi_ret", to=-8005)]
+    return Injection(changes, Look("npu-smi info", r"dcmi module initialize failed\. ret is -8005"))
+
+
+@fault("A03", "device-in-use")
+def device_in_use(node: Node) -> Injection:
+    """Another process or container owns the devices: npu-smi fails with -8020."""
+    changes = [node.set_node("faults", "npu_smi_ret", to=-8020)]
+    return Injection(changes, Look("npu-smi info", r"ret is -8020"))
+
+
+@fault("A04", "not-in-group")
+def not_in_group(node: Node) -> Injection:
+    """Only root can use the devices: npu-smi fails with -8005 for everyone else."""
+    del node
+    return Injection(
+        [file_change("/usr/local/dcmi", mode=0o750)],
+        Look(
+            "npu-smi info >/dev/null && echo root: fine; runuser -u nobody npu-smi info", r"root: fine\n.*ret is -8005"
+        ),
+    )
+
+
+@fault("A05", "device-nodes-missing")
+def device_nodes_missing(node: Node, device: int = 3) -> Injection:
+    """A device file is missing that container definitions name."""
+    node.device(device)
+    path = f"/dev/davinci{device}"
+    return Injection([file_change(path, absent=True)], Look(f"ls -l {path}", r"No such file or directory"))
+
+
+@fault("A06", "driver-libs-not-mounted")
+def driver_libs_missing(node: Node) -> Injection:
+    """The driver's library directory lacks libascend_hal.so, so engines can't load it."""
+    del node
+    return Injection([file_change(LIBRARY, absent=True)], Look(f"ls -l {LIBRARY}", r"No such file or directory"))
+
+
+@fault("A07", "firmware-mismatch")
+def firmware_mismatch(node: Node, version: str = "6.4.12.1.241") -> Injection:
+    """The firmware is one that the driver is not made for."""
+    changes = [
+        node.set_node("firmware", "version", to=version),
+        file_change(FIRMWARE_INFO, sub=[r"^((?:package_)?[Vv]ersion)=.*", rf"\g<1>={version}"]),
+    ]
+    npu = node.device(0)["npu_id"]
+    return Injection(changes, Look(f"npu-smi info -t board -i {npu}", r"Compatibility\s+: NOK"))
+
+
+@fault("A08", "driver-too-old-for-cann")
+def driver_too_old(node: Node, version: str = "24.1.rc1") -> Injection:
+    """The driver is older than the engine image's CANN needs."""
+    return _driver(node, version, Look(f"cat {DRIVER_INFO}", rf"(?m)^Version={version}$"))
+
+
+@fault("B09", "node-drift")
+def node_drift(node: Node, version: str = "25.5.9") -> Injection:
+    """The driver has another version than on the other nodes."""
+    return _driver(node, version, Look("npu-smi info", rf"Version: {version} "))
+
+
+def _driver(node: Node, version: str, look: Look) -> Injection:
+    text = file_change(DRIVER_INFO, sub=[r"^((?:package_)?[Vv]ersion)=.*", rf"\g<1>={version}"])
+    return Injection([node.set_node("driver", "version", to=version), text], look)
+
+
+@fault("A09", "card-unhealthy")
+def card_unhealthy(
+    node: Node, device: int = 0, health: Literal["Warning", "Alarm", "Critical"] = "Critical", code: str = "80E01801"
+) -> Injection:
+    """A device is not healthy and reports an error code."""
+    changes = [
+        node.set(device, "health", to=health),
+        node.set(device, "error_codes", to=[{"code": code, "text": "node type=HBM, sensor type=ECC, multi bit error"}]),
+        node.set(device, "ecc_double_bit", to=2),
+    ]
+    look = Look(f"npu-smi info -t health {node.chip(device)}", rf"Health Status\s+: {health}\n\s*Error Code\s+: {code}")
+    return Injection(changes, look)
+
+
+@fault("G06", "health-ok-but-alarm")
+def health_ok_but_alarm(node: Node, device: int = 0) -> Injection:
+    """The table says Alarm while the detail form says OK."""
+    chip = node.chip(device)
+    command = f"npu-smi info | grep -c Alarm; npu-smi info -t health {chip}"
+    return Injection([node.set(device, "health", to="Alarm")], Look(command, r"^1\n\s*Health Status\s+: OK"))
+
+
+@fault("A10", "card-lost")
+def card_lost(node: Node, device: int = 5) -> Injection:
+    """A device is off the bus: the tools no longer show it, its device file is still there."""
+    node.device(device)
+    left = [each for each in node.state["devices"] if each["phy_id"] != device]
+    command = f"ls /dev/davinci{device}; {HCCN_TOOL} -i {device} -mac -g"
+    look = Look(command, rf"/dev/davinci{device}\nThe device is not exist!")
+    return Injection([node.set_node("devices", to=left)], look)
+
+
+@fault("A11", "hbm-leftover")
+def hbm_leftover(node: Node, device: int = 0, mb: int = 30000, owner: Literal["gone", "process"] = "gone") -> Injection:
+    """Device memory is in use: by nobody the tools can name, or by a live process with owner=process."""
+    total = node.device(device)["hbm_total_mb"]
+    idle = node.device(device)["hbm_used_mb"]
+    look = Look("npu-smi info", rf"\b{idle + mb}\s*/ {total}")
+    if owner == "gone":
+        return Injection([node.set(device, "hbm_used_mb", to=idle + mb)], look)
+    name = "VLLMWorker_TP0"
+    lease = json.dumps({"pid": 1, "name": name, "devices": {str(device): mb}})
+    place = f"{LEASES}/leftover-{device}.json"
+    return Injection([process(f"leftover-hbm-{device}", programs.HOLD_MEMORY, name, place, lease)], look)
+
+
+@fault("A19", "install-info-missing")
+def install_info_missing(node: Node) -> Injection:
+    """/etc/ascend_install.info is gone."""
+    del node
+    return Injection([file_change(INSTALL_INFO, absent=True)], Look(f"cat {INSTALL_INFO}", "No such file or directory"))
+
+
+engine_fault(
+    "A12", "set-device-bad-id", "devices",
+    "EL0003: [PID: 1] Set device failed, ret=107001. Failed to open device. "
+    'Error setting ASCEND_RT_VISIBLE_DEVICES: local range: [0, 2) base value: "0,1,2,3"',
+    r"EL0003.*Failed to open device", "The engine's visible devices are not those of its container",
+)  # fmt: skip

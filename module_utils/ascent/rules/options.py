@@ -194,7 +194,8 @@ def _misfits(table: _Table, option: Mapping[str, Any], path: str, value: Any) ->
         yield _wrong_value(table, name, path, value, allowed)
         return
     config = option.get("config")
-    if config in table.configs:
+    # An optional one takes these two words for nothing.
+    if config in table.configs and value not in ("", "None"):
         given = json.loads(value) if isinstance(value, str) else value
         if isinstance(given, Mapping):
             yield from _fields(table, str(config), path, given, name)

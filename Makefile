@@ -12,6 +12,8 @@ ARGS      ?=
 
 BIN     := $(VENV)/bin
 SANDBOX := $(BIN)/python sandbox/cluster.py
+# Which sandbox: of INVENTORY, and of CLUSTER where the inventory has several and it is given.
+WHICH   := --inventory $(INVENTORY) $(if $(filter command line environment,$(origin CLUSTER)),--cluster $(CLUSTER))
 PLAY    := $(BIN)/ansible-playbook -i $(INVENTORY) -l $(CLUSTER)
 export PATH := $(abspath $(BIN)):$(PATH)
 
@@ -29,15 +31,19 @@ deploy: sandbox ## Boot the sandbox cluster and run deploy.yml on it
 
 .PHONY: sandbox
 sandbox: setup ## Boot the sandbox cluster of INVENTORY
-	@$(SANDBOX) up --inventory $(INVENTORY)
+	@$(SANDBOX) up $(WHICH)
 
 .PHONY: sandbox-status
 sandbox-status: setup ## Show the sandbox's nodes
-	@$(SANDBOX) status --inventory $(INVENTORY)
+	@$(SANDBOX) status $(WHICH)
 
 .PHONY: sandbox-down
 sandbox-down: setup ## Remove the sandbox and only it
-	@$(SANDBOX) down --inventory $(INVENTORY)
+	@$(SANDBOX) down $(WHICH)
+
+.PHONY: sandbox-shell
+sandbox-shell: setup ## A shell on NODE, or COMMAND there: make sandbox-shell NODE=a3-01
+	@$(SANDBOX) shell $(WHICH) $(or $(NODE),$(error name the node: make sandbox-shell NODE=a3-01)) $(COMMAND)
 
 .PHONY: test
 test: setup ## Everything CI runs: lint, unit tests, molecule, the road end to end

@@ -72,6 +72,16 @@ def wreckage(prefix: str) -> set[int]:
     return chosen | {pid for pid, parent in parents.items() if parent in chosen}
 
 
+def inotify_instances(proc: Path = Path("/proc")) -> tuple[int, int]:
+    """How many inotify instances the processes of this machine hold, and how many one user may hold."""
+    held = 0
+    for descriptors in proc.glob("[0-9]*/fd"):
+        # A process that ends meanwhile takes its descriptors along.
+        with contextlib.suppress(OSError):
+            held += sum(os.readlink(each.path) == "anon_inode:inotify" for each in os.scandir(descriptors))
+    return held, int((proc / "sys/fs/inotify/max_user_instances").read_text())
+
+
 class Engine:
     """The private daemon and its command line."""
 

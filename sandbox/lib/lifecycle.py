@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from sandbox.lib.engine import LABEL, Engine
+from sandbox.lib.engine import LABEL, Engine, inotify_instances
 from sandbox.lib.images import Builder, Images
 from sandbox.lib.node_files import (
     accelerator_files,
@@ -28,6 +28,8 @@ from sandbox.lib.plan import Node, Sandbox, SandboxError
 from sandbox.lib.site_files import site_files
 
 READY_TIMEOUT_S = 90
+# Of systemd, dbus, logind and, where it is installed, containerd; all nodes share those of one user of the machine.
+INOTIFY_INSTANCES = 6
 SERVICES = "services"
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 # systemd needs the first and its own temporary file systems; the node's container engine needs the rest.
@@ -100,6 +102,7 @@ class Cluster:
     def _bring_up(self) -> None:
         images = Builder(self.engine, self.say).build(node.suite for node in self.sandbox.nodes)
         present = self._own_containers()
+        self._check_room(present)
         self._make_network()
         self._make_keys()
         with ThreadPoolExecutor(max_workers=8) as pool:
@@ -132,6 +135,22 @@ class Cluster:
                 f"  fix: run `sandbox/cluster.py down` there, or give this one another group name and sandbox_subnet"
             )
         return {each["Config"]["Labels"][f"{LABEL}.node"]: each for each in found}
+
+    def _check_room(self, present: dict[str, dict[str, Any]]) -> None:
+        """Raises SandboxError when the machine has too few inotify instances: systemd then hangs while it starts."""
+        starting = [
+            node
+            for node in self.sandbox.nodes
+            if node.name not in present or not present[node.name]["State"]["Running"]
+        ]
+        held, most = inotify_instances()
+        needed = INOTIFY_INSTANCES * len(starting)
+        if held + needed > most:
+            raise SandboxError(
+                f"{len(starting)} nodes take up to {needed} inotify instances; of the {most} that this machine allows "
+                f"one user, {held} are taken\n  fix: take another sandbox down, boot fewer nodes, or raise the "
+                f"machine's fs.inotify.max_user_instances"
+            )
 
     def _make_network(self) -> None:
         if self.engine.networks(self.sandbox.name):
@@ -294,7 +313,8 @@ class Cluster:
         name = self.container(node.name)
         deadline = time.monotonic() + READY_TIMEOUT_S
         while True:
-            system = self.engine.run("exec", name, "systemctl", "is-system-running", "--wait", check=False)
+            waiting = ("timeout", "10", "systemctl", "is-system-running", "--wait")
+            system = self.engine.run("exec", name, *waiting, check=False)
             if system.stdout.strip() == "running":
                 break
             if system.stdout.strip() == "degraded":

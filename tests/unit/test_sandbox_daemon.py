@@ -134,3 +134,61 @@ def test_the_mirror_can_be_chosen(monkeypatch):
     monkeypatch.setenv("ASCENT_SANDBOX_DEBIAN_MIRROR_BULLSEYE", "http://archive.example/debian")
     assert images.mirror("bookworm") == "http://mirror.example/debian"
     assert images.mirror("bullseye") == "http://archive.example/debian"
+
+
+@pytest.mark.parametrize(
+    ("profile", "names"),
+    [
+        ("a2", {"davinci0", "davinci7", "davinci_manager", "devmm_svm", "hisi_hdc"}),
+        ("gpu", {"nvidia0", "nvidia7", "nvidiactl", "nvidia-uvm"}),
+    ],
+)
+def test_a_node_has_the_device_files_of_its_hardware(profile, names):
+    state = make_state(profile)
+    assert names <= set(boot.device_names(state))
+    assert boot.device_names({**state, "driver": None}) == []
+    assert boot.device_names(make_state("cpu")) == []
+
+
+def test_a_start_makes_live_what_is_on_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setenv("ASCENT_SANDBOX_ROOT", str(tmp_path))
+    state = make_state("a2")
+    for file in node_files.accelerator_files({**state, "driver": {**state["driver"], "version": "26.0.1"}}):
+        target = tmp_path / file.path.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(file.content)
+    (tmp_path / "etc/hccn.conf").write_text("address_0=198.18.9.9\nnetmask_0=255.255.0.0\n")
+    boot.load_driver(state)
+    assert state["driver"]["version"] == state["tool_version"] == "26.0.1"
+    assert [device["roce"]["address"] for device in state["devices"]] == ["198.18.9.9"] + [""] * 7
+    (tmp_path / "usr/local/Ascend/driver/version.info").unlink()
+    boot.load_driver(state)
+    assert state["driver"] is None
+    assert state["firmware"]["version"] == "7.8.0.6.201"
+    assert boot.wanted_addresses(state) == set()
+
+
+def test_the_clock_of_a_node_is_a_number_of_nanoseconds_in_a_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(boot, "CLOCK", tmp_path / "clock")
+    boot.CLOCK.write_bytes(bytes(8))
+    assert boot.main(["clock", "-90.5"]) == 0
+    assert boot.CLOCK.read_bytes() == (-90_500_000_000).to_bytes(8, sys.byteorder, signed=True)
+    assert boot.main(["clock"]) == 0
+    assert capsys.readouterr().out.split() == ["-90.5", "-90.5"]
+    assert boot.main(["clock", "soon"]) == 1
+
+
+@pytest.mark.parametrize(("unified", "arguments"), [(True, []), (False, ["SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1"])])
+def test_newer_systemd_is_told_of_older_control_groups(monkeypatch, unified, arguments):
+    monkeypatch.setattr(Path, "exists", lambda _: unified)
+    assert boot.system_arguments() == arguments
+
+
+def test_inotify_instances_are_counted_by_what_descriptors_are(tmp_path):
+    (tmp_path / "sys/fs/inotify").mkdir(parents=True)
+    (tmp_path / "sys/fs/inotify/max_user_instances").write_text("128\n")
+    for number, targets in {"7": ["anon_inode:inotify", "/dev/null"], "8": ["anon_inode:inotify"] * 2}.items():
+        (tmp_path / number / "fd").mkdir(parents=True)
+        for index, target in enumerate(targets):
+            (tmp_path / number / "fd" / str(index)).symlink_to(target)
+    assert engine.inotify_instances(tmp_path) == (3, 128)

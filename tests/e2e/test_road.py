@@ -152,6 +152,25 @@ def test_a_node_gets_sharded_weights_from_the_site_s_hub(road: Road) -> None:
     assert said == "11 ['bytes=1000-']"
 
 
+# Prints the names of the site's packages that arrive with the checksum they should have.
+TAKE = """
+import hashlib, sys, urllib.request as u
+ask = u.build_opener(u.ProxyHandler({})).open
+for line in ask(sys.argv[1] + "/packages/SHA256SUMS").read().decode().splitlines():
+    digest, name = line.split("  ")
+    if hashlib.sha256(ask(sys.argv[1] + "/packages/" + name).read()).hexdigest() == digest:
+        print(name)
+"""
+
+
+def test_a_node_takes_packages_from_the_site(road: Road) -> None:
+    found = plan.from_inventory(INVENTORY)
+    packages = ROOT / str(found.packages)
+    names = {path.relative_to(packages).as_posix() for path in packages.rglob("*") if path.is_file()}
+    assert names
+    assert set(road.node("a3-02").check_output("python3 -c %s %s", TAKE, f"http://{found.services}").split()) == names
+
+
 def test_the_second_run_changes_nothing_in_few_rounds(road: Road) -> None:
     run = road.play()
     assert run.rc == 0, run.stdout

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         return asyncio.run(serve())
     except EngineError as error:
         failure(error)
-        return 1
+        return error.status
 
 
 if __name__ == "__main__":

@@ -100,6 +100,11 @@ class Settings:
         """Log name of a rank's engine core."""
         return f"EngineCore_DP{rank}" if self.data > 1 else "EngineCore"
 
+    def worker(self, rank: int, number: int = 0) -> str:
+        """Log name of the worker of a rank's device."""
+        parts = [f"DP{rank}"] * (self.data > 1) + [f"TP{number}"] * (self.world > 1)
+        return "_".join(["Worker", *parts])
+
     def fingerprint(self) -> dict[str, Any]:
         """What all members of one data-parallel group must agree on."""
         return {

@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import web
 
 from . import faults, serving, timing, weights
-from .api import ANSWER_FAULTS, Api
+from .api import Api
 from .config import Settings, check_devices, check_memory
 from .dp import Head, Member
 from .environment import Lease, check_interfaces, hbm, visible_devices
@@ -20,7 +20,7 @@ from .kv import KvNode
 from .log import EngineError, failure, line, server_line
 from .metrics import Metrics
 from .rank import Rank
-from .scheduler import Event
+from .scheduler import Event, Request
 
 SHUTDOWN_SECONDS = 1.0
 
@@ -37,6 +37,8 @@ class Engine:
         self.front: FrontEnd | None = None
         self.ranks: dict[int, Rank] = {}
         self.blocks = 0  # of each rank's KV cache
+        self.faults = faults.orders()
+        self.requests = 0  # generations asked for so far
         self.tasks: set[asyncio.Task[Any]] = set()
         self.runner: web.AppRunner | None = None
         self.fatal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -62,7 +64,7 @@ class Engine:
                 self.fatal.result()
         except EngineError as error:
             failure(error)
-            return 1
+            return error.status
         finally:
             self.fatal.cancel()
             stopped.cancel()
@@ -99,12 +101,14 @@ class Engine:
             await joining
             await self.member.start()
         await faults.check(config, "ready")
+        for fault in faults.of(self.faults, "ready", config.ranks):
+            if fault.kind == "leak":
+                self._spawn(faults.leak(fault))
         self._serve_ranks()
         if api_socket:
             await self._serve_api(api_socket)
         if self.member:
-            self._spawn(self.member.work(lambda rank, r: self.ranks[rank].add(r),
-                                         lambda rank, name: self.ranks[rank].abort(name)))  # fmt: skip
+            self._spawn(self.member.work(self._add, lambda rank, name: self.ranks[rank].abort(name)))
             line(config.core(config.start_rank), "Engine core(s) ready.", source="core.py:1011")
 
     async def _phase(self, name: str) -> None:
@@ -183,7 +187,8 @@ class Engine:
                 self.front.head = self.head
                 self.head.receive = self.front.receive
         for number in config.ranks:
-            self.ranks[number] = Rank(config, number, self.blocks, self.kv, self._emit)
+            slow = faults.slowness(self.faults, number)
+            self.ranks[number] = Rank(config, number, self.blocks, self.kv, self._emit, slow)
             self._spawn(self.ranks[number].run())
         if self.kv:
             self.kv.moved = lambda rank: self._emit([], self.ranks[rank].stats())
@@ -212,13 +217,23 @@ class Engine:
             server_line(name, "Waiting for application startup.")
             server_line(name, "Application startup complete.")
 
+    def _add(self, rank: int, request: Request) -> None:
+        """A request that the head gives to a rank of this process."""
+        self.requests += 1
+        fault = faults.for_request(self.faults, [rank], self.requests)
+        if fault and fault.signature:
+            self.fail(faults.error(self.config, fault))
+        elif not fault:
+            self.ranks[rank].add(request)
+
     def _on_request(self) -> str | None:
         """What a request has to show: nothing, one of the faults of answers, or the end of the engine."""
-        signature = faults.wanted(self.config, "request")
-        if signature and signature not in ANSWER_FAULTS:
-            self.fail(faults.error(self.config, signature))
+        self.requests += 1
+        fault = faults.for_request(self.faults, self.config.ranks, self.requests)
+        if fault and fault.signature:
+            self.fail(faults.error(self.config, fault))
             return None
-        return signature
+        return fault.kind if fault else None
 
     async def _close(self) -> None:
         """Stop within two seconds, whatever is still open."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import random
@@ -15,6 +16,7 @@ from sandbox.engine.sim.cache import BlockPool, hash_blocks
 from sandbox.engine.sim.scheduler import Event, Limits, Request, Scheduler, Sequence, Writer
 from sandbox.engine.sim.timing import Costs, Shape
 from sandbox.engine.sim.virtual import Deployment, Instance, Job, Plain, Result
+from tests.unit.engine_harness import ROOT
 
 TOKENS = tokenizer.load()
 DENSE = {
@@ -419,3 +421,18 @@ def test_a_mixture_of_experts_touches_few_of_them_with_one_request():
     lone, many = (measure(Instance(1, Limits(256, 8192), Costs(shape, 16, 16, "full")), jobs(n, 16), n)[1]
                   for n in (1, 64))  # fmt: skip
     assert many > 1.1 * lone
+
+
+def test_the_table_in_the_docs_is_what_the_model_gives(monkeypatch):
+    """The two quick rows of bench/engine_timing.py; the fitted figures meet their references."""
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    bench = importlib.import_module("engine_timing")
+    page = (ROOT / "docs" / "engine_simulator.md").read_text(encoding="utf-8")
+    for name in ("H5", "H7"):
+        figures = bench.simulate(bench.ROWS[name])
+        (line,) = [line for line in page.splitlines() if line.startswith(f"| {name} ")]
+        for figure in figures:
+            assert f" {figure:,.5g} simulated" in line, "print the table anew"
+    ttft, itl, _ = bench.simulate(bench.ROWS["H5"])
+    assert ttft == pytest.approx(bench.ROWS["H5"].ttft_ms, rel=0.02)
+    assert itl == pytest.approx(bench.ROWS["H5"].tpot_ms, rel=0.02)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -342,6 +343,21 @@ def test_failures_on_demand(start: Start):
     assert dying.exit() == 1
     assert "error code is 507014" in dying.text()
     assert hanging.stop() == 0
+
+
+def test_throughput_is_logged_while_there_is_some(start: Start):
+    port = free_ports(1)
+    drafts = json.dumps({"method": "mtp", "num_speculative_tokens": 2})
+    server = start("server", serve(port, "--speculative-config", drafts), VLLM_LOG_STATS_INTERVAL="0.2")
+    server.wait_for("Application startup complete")
+    body = PROMPT | {"max_tokens": 200, "ignore_eos": True}
+    assert post(f"http://127.0.0.1:{port}/v1/completions", body)[0] == 200
+    log = server.wait_for(r"Engine 000: .*Avg generation throughput: 0\.0 tokens/s")
+    assert re.search(r"Engine 000: Avg prompt throughput: \d+\.\d tokens/s, Avg generation throughput: [1-9]", log)
+    assert re.search(r"SpecDecoding metrics: Mean acceptance length: [12]\.\d\d, .*, \d\.\d{3}, Avg Draft", log)
+    count = server.text().count("Engine 000: Avg")
+    time.sleep(0.6)
+    assert server.text().count("Engine 000: Avg") == count, "an idle engine says nothing"
 
 
 def test_small_machines_bring_all_up(start: Start):

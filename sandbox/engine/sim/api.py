@@ -17,6 +17,7 @@ from . import text, tokenizer
 from .answers import ChatShape, Choice, CompletionShape, Shape, Usage, fingerprint
 from .config import Settings
 from .frontend import FrontEnd
+from .http import dump, error_headers, json_answer
 from .log import server_line
 from .protocol import ApiError, Generation, Json, Reader, chat_prompt, invalid, read_messages, seed
 from .scheduler import Event, Request, inside_id
@@ -67,13 +68,13 @@ class Api:
         """Errors as JSON, the API key, and the access log."""
         try:
             if self.config.api_keys and request.path.startswith("/v1") and not self._allowed(request):
-                response: web.StreamResponse = web.json_response({"error": "Unauthorized"}, status=401)
+                response: web.StreamResponse = json_answer({"error": "Unauthorized"}, 401)
             else:
                 response = await handler(request)
         except ApiError as error:
-            response = web.json_response(error.body, status=error.status)
+            response = json_answer(error.body, error.status)
         except web.HTTPException as error:
-            response = web.json_response(_http_error(error), status=error.status)
+            response = json_answer(_http_error(error), error.status, error_headers(error))
         if not response.prepared:
             response.headers.update(self._headers(request))
         if request.path not in UNCOUNTED:
@@ -97,10 +98,10 @@ class Api:
         return web.Response()
 
     async def _load(self, _: web.Request) -> web.Response:
-        return web.json_response({"server_load": self.load})
+        return json_answer({"server_load": self.load})
 
     async def _version(self, _: web.Request) -> web.Response:
-        return web.json_response({"version": self.version, "simulated": True})
+        return json_answer({"version": self.version, "simulated": True})
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(
@@ -128,7 +129,7 @@ class Api:
             }
             for name in self.config.served
         ]
-        return web.json_response({"object": "list", "data": cards})
+        return json_answer({"object": "list", "data": cards})
 
     async def _reset(self, _: web.Request) -> web.Response:
         self.front.reset_prefix_cache()
@@ -157,7 +158,7 @@ class Api:
             "tokens": ids,
             "token_strs": self.tokenizer.words(ids) if body.get("return_token_strs") else None,
         }
-        return web.json_response(answer)
+        return json_answer(answer)
 
     async def _detokenize(self, request: web.Request) -> web.Response:
         body = await self._body(request)
@@ -167,7 +168,7 @@ class Api:
             raise invalid([{"type": "list_type", "loc": ("body", "tokens"), "msg": "Input should be a valid list",
                             "input": ids}])  # fmt: skip
         try:
-            return web.json_response({"prompt": self.tokenizer.decode(ids)})
+            return json_answer({"prompt": self.tokenizer.decode(ids)})
         except ValueError as error:
             raise ApiError(str(error), 500, "Internal Server Error") from None
 
@@ -260,7 +261,7 @@ class Api:
             kv = event.kv or kv
         if request.transport is None:
             raise ConnectionResetError("client has gone")
-        return web.json_response(shape.whole(choices, usage, kv))
+        return json_answer(shape.whole(choices, usage, kv))
 
     async def _stream(
         self, request: web.Request, asked: Generation, shape: Shape, usage: Usage, choices: list[Choice],
@@ -344,4 +345,4 @@ def _http_error(error: web.HTTPException) -> Json:
 
 
 async def _send(response: web.StreamResponse, body: Json) -> None:
-    await response.write(b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n")
+    await response.write(b"data: " + dump(body) + b"\n\n")

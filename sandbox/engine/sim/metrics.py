@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from .config import Settings
 from .scheduler import Event, Request
+from .stats_log import StatsLog
 
 FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160,
                640, 2560)  # fmt: skip
@@ -130,6 +131,7 @@ class Metrics:
             ("handler", "method", "status"), registry=self.registry,
         )  # fmt: skip
         self.children: dict[tuple[Any, ...], Any] = {}
+        self.log = StatsLog(config)
 
     def _new(self, kind: Any, name: str, text: str, *labels: str, **more: Any) -> Any:
         return kind(f"vllm:{name}", text, (*LABELS, *labels), registry=self.registry, **more)
@@ -173,6 +175,7 @@ class Metrics:
     def stats(self, stats: dict[str, Any]) -> None:
         """Queue figures of one rank after a step, and what it counted."""
         rank, counts = stats["rank"], stats["counts"]
+        self.log.stats(stats)
         for key in ("running", "usage"):
             self._of(self.single[key], rank).set(stats[key])
         self._of(self.single["waiting"], rank).set(stats["waiting"] + stats["deferred"])
@@ -198,6 +201,7 @@ class Metrics:
     def event(self, record: Record, event: Event) -> None:
         """One step of one request."""
         now, single, rank = time.monotonic(), self.single, event.rank
+        self.log.event(event, record.request.prompt_tokens)
         if event.first:
             self._first(record, event)
         if event.ids:

@@ -28,6 +28,8 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from .http import error_headers, json_answer
+
 Json = dict[str, Any]
 SERVER = "ascent-engine-simulator"
 ROLES = ("prefill", "decode")
@@ -145,7 +147,7 @@ class Proxy:
         try:
             response = await handler(request)
         except web.HTTPException as error:
-            response = web.json_response({"detail": error.reason}, status=error.status)
+            response = json_answer({"detail": error.reason}, error.status, error_headers(error))
         except (ConnectionResetError, asyncio.CancelledError):
             raise  # the client has gone
         except Exception:
@@ -173,7 +175,7 @@ class Proxy:
         return {"status": "ok", **{f"{role}_instances": len(pool.backends) for role, pool in self.pools.items()}}
 
     async def _healthcheck(self, _: web.Request) -> web.Response:
-        return web.json_response(self._health())
+        return json_answer(self._health())
 
     async def _reset(self, request: web.Request) -> web.Response:
         failed = []
@@ -184,7 +186,7 @@ class Proxy:
             except aiohttp.ClientError as error:
                 say(f"reset_prefix_cache failed for {backend.url}: {error}")
                 failed.append(backend.url)
-        return web.json_response({"failed": failed}, status=500) if failed else web.Response()
+        return json_answer({"failed": failed}, 500) if failed else web.Response()
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         raise NotImplementedError
@@ -391,9 +393,9 @@ class PlainProxy(Proxy):
 
     def _told(self, role: str | None, message: str) -> web.Response:
         if role is None:
-            return web.json_response({"error": message})
+            return json_answer({"error": message})
         lists = {f"current_{name}_instances": [b.name for b in pool.backends] for name, pool in self.pools.items()}
-        return web.json_response({"message": message, **lists})
+        return json_answer({"message": message, **lists})
 
     async def _watch(self, _: web.Application) -> AsyncIterator[None]:
         task = asyncio.create_task(self._listen())
@@ -457,8 +459,7 @@ class LayerwiseProxy(Proxy):
         params = await request.json()
         known = self.pending.get(str(params.get("request_id")))
         if known is None:
-            say(f"Post metaserver failed with: unknown request {params.get('request_id')}")
-            return web.json_response(None)
+            raise RuntimeError(f"Post metaserver failed with: unknown request {params.get('request_id')}")
         name, path, body, length = known
         prefill, load = self.pools["prefill"].pick(), prefill_load(length)
         prefill.tokens += load
@@ -473,7 +474,7 @@ class LayerwiseProxy(Proxy):
         finally:
             prefill.tokens -= load
             prefill.kv = max(prefill.kv - load, 0.0)
-        return web.json_response(None)
+        return json_answer(None)
 
 
 def say(text: str) -> None:

@@ -35,6 +35,7 @@ class Serving:
     request_id_headers: bool = False
     force_usage: bool = False
     track_load: bool = False
+    log_stats: bool = True
     most_logprobs: int = 20
     auto_tools: bool = False
     tool_parser: str | None = None
@@ -58,6 +59,7 @@ def read(args: argparse.Namespace) -> Serving:
         request_id_headers=bool(args.enable_request_id_headers),
         force_usage=bool(args.enable_force_include_usage),
         track_load=bool(args.enable_server_load_tracking),
+        log_stats=not args.disable_log_stats,
         most_logprobs=args.max_logprobs,
         auto_tools=bool(args.enable_auto_tool_choice),
         tool_parser=args.tool_call_parser,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -25,7 +26,9 @@ def main() -> int:
     for name in ("nixl", "vllm_router.launch_router", "vllm.distributed.kv_transfer.kv_connector.v1.nixl"):
         importlib.import_module(name)
     command = ["vllm", "serve", sys.argv[1], "--host", "127.0.0.1", "--port", str(PORT), "--served-model-name", "tiny"]
-    with subprocess.Popen([*command, "--max-model-len", "512", "--enforce-eager"], start_new_session=True) as server:
+    with subprocess.Popen(
+        [*command, "--max-model-len", "512", "--enforce-eager", "--dtype", "float32"], start_new_session=True
+    ) as server:
         try:
             deadline = time.monotonic() + TIMEOUT_S
             while server.poll() is None and time.monotonic() < deadline:
@@ -35,7 +38,8 @@ def main() -> int:
                 except urllib.error.URLError:
                     time.sleep(1)
         finally:
-            os.killpg(server.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGTERM)
     print(f"the server did not answer within {TIMEOUT_S:.0f} s, or ended", file=sys.stderr)
     return 1
 

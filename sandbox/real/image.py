@@ -43,10 +43,9 @@ PRUNED = (
     "nixl_ep",
     "nixl_ep_cu12",
     "share",
-    "torch/bin",
+    "torch/bin/protoc*",
     "torch/include",
     "torch/test",
-    "torch/testing/_internal/distributed",
 )
 #: Programs that the image needs on PATH.
 PROGRAMS = ("vllm", "vllm-router")
@@ -176,7 +175,9 @@ def build(engine: Engine, say: Callable[[str], None], base: str) -> str:
         for name in ("Dockerfile", "first_run.py", "tiny_models.py"):
             shutil.copy(HERE / name, context)
         done = engine.run(
-            *("build", "--network=host", "--force-rm", "--tag", tag, "--build-arg", f"BASE={base}", str(context)),
+            # Shared memory is what the server's first run needs: its workers exchange their messages there.
+            *("build", "--network=host", "--shm-size=1g", "--force-rm", "--tag", tag),
+            *("--build-arg", f"BASE={base}", str(context)),
             check=False,
         )
         log = engine.root / "build-real.log"

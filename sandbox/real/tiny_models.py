@@ -89,7 +89,7 @@ def config(moe: bool) -> dict[str, object]:
         "tie_word_embeddings": True,
         "use_sliding_window": False,
         "initializer_range": 0.02,
-        "torch_dtype": "bfloat16",
+        "torch_dtype": "float32",
         "bos_token_id": None,
         "eos_token_id": END_OF_TURN,
     }
@@ -135,9 +135,7 @@ def make_weights(path: Path, moe: bool) -> None:
 
     generator = torch.Generator().manual_seed(20260101)
     tensors = {
-        name: torch.ones(shape, dtype=torch.bfloat16)
-        if len(shape) == 1
-        else (torch.randn(shape, generator=generator) * 0.3).to(torch.bfloat16)
+        name: torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=generator) * 0.3
         for name, shape in shapes(moe)
     }
     save_file(tensors, str(path), metadata={"format": "pt"})

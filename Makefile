@@ -39,20 +39,25 @@ sandbox-status: setup ## Show the sandbox's nodes
 sandbox-down: setup ## Remove the sandbox and only it
 	@$(SANDBOX) down --inventory $(INVENTORY)
 
+.PHONY: sandbox-real
+sandbox-real: setup ## Boot two servers without accelerators for the real engine (the CPU build of vLLM)
+	@$(SANDBOX) up --inventory inventories/sandbox-real
+
 .PHONY: test
 test: setup ## Everything CI runs: lint, unit tests, molecule, the road end to end
-	@$(SANDBOX) build
+	@$(SANDBOX) build --real
 	@$(MAKE) --no-print-directory -j2 --output-sync=target test-static test-sandbox
 	@printf '\nEverything CI runs has passed.\n'
 
 .PHONY: test-all
 test-all: test ## What CI has no time for, after what it runs
+	pytest -x tests/real_engine/test_layouts.py
 
 .PHONY: test-static
 test-static: lint unit
 
 .PHONY: test-sandbox
-test-sandbox: molecule e2e
+test-sandbox: molecule e2e test-real
 
 .PHONY: lint
 lint: setup ## ruff, mypy, yamllint, shellcheck, ansible-lint (production)
@@ -65,7 +70,7 @@ lint: setup ## ruff, mypy, yamllint, shellcheck, ansible-lint (production)
 
 .PHONY: unit
 unit: setup ## Unit and module tests
-	pytest -n 2 tests/unit tests/modules
+	pytest -n 2 tests/unit tests/modules tests/conformance
 
 .PHONY: molecule
 molecule: setup ## Every role on sandbox nodes
@@ -74,6 +79,10 @@ molecule: setup ## Every role on sandbox nodes
 .PHONY: e2e
 e2e: setup ## The road, end to end, on a sandbox cluster of its own
 	pytest -x tests/e2e
+
+.PHONY: test-real
+test-real: setup ## The real engine on one server, and the suite that it shares with the simulator
+	pytest -x tests/real_engine/test_single.py
 
 .PHONY: bench
 bench: setup ## Figures, as ratios within one run; not part of pass or fail

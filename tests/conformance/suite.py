@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from ascent import diagnosis
 from ascent.launch_progress import PHASES, Progress
+from ascent_controller import signatures
 from tests.conformance import reference
 from tests.conformance.deployment import Deployment, Json
 
@@ -383,6 +385,15 @@ def check_log_phases(served: Deployment) -> None:
         wanted = {"weights", "cache"} if "headless" in name else {"weights", "cache", "ready"}
         assert wanted <= set(seen), f"{name}: phases {seen}"
         assert seen == sorted(seen, key=PHASES.index), f"{name}: phases {seen}"
+
+
+def check_log_faultless(served: Deployment) -> None:
+    """A healthy engine's log holds nothing that the catalogue of faults takes for one: a launch would be ended for it."""
+    assert served.logs, "the deployment gives no logs"
+    catalogue = signatures.load()
+    for name, log in served.logs().items():
+        found = diagnosis.diagnose(log, catalogue)
+        assert not found, f"{name}: {[(item['id'], item['evidence'][:300]) for item in found]}"
 
 
 def check_log_requests(served: Deployment) -> None:

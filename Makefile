@@ -45,9 +45,13 @@ sandbox-down: setup ## Remove the sandbox and only it
 sandbox-shell: setup ## A shell on NODE, or COMMAND there: make sandbox-shell NODE=a3-01
 	@$(SANDBOX) shell $(WHICH) $(or $(NODE),$(error name the node: make sandbox-shell NODE=a3-01)) $(COMMAND)
 
+.PHONY: sandbox-real
+sandbox-real: setup ## Boot two servers without accelerators for the real engine (the CPU build of vLLM)
+	@$(SANDBOX) up --inventory inventories/sandbox-real
+
 .PHONY: test
 test: setup ## Everything CI runs: lint, unit tests, molecule, the road end to end
-	@$(SANDBOX) build
+	@$(SANDBOX) build --real
 	@$(MAKE) --no-print-directory -j2 --output-sync=target test-static test-sandbox
 	@printf '\nEverything CI runs has passed.\n'
 
@@ -55,6 +59,7 @@ test: setup ## Everything CI runs: lint, unit tests, molecule, the road end to e
 test-all: test ## What CI has no time for, after what it runs
 	@$(MAKE) --no-print-directory clients
 	pytest -m thorough tests/sandbox
+	pytest -x tests/real_engine/test_layouts.py
 
 .PHONY: clients
 clients: setup ## Public clients, each in an environment of its own (2 GB of downloads once), on hub and simulator
@@ -64,7 +69,7 @@ clients: setup ## Public clients, each in an environment of its own (2 GB of dow
 test-static: lint unit
 
 .PHONY: test-sandbox
-test-sandbox: molecule e2e faults
+test-sandbox: molecule e2e faults test-real
 
 .PHONY: lint
 lint: setup ## ruff, mypy, yamllint, shellcheck, ansible-lint (production)
@@ -77,7 +82,7 @@ lint: setup ## ruff, mypy, yamllint, shellcheck, ansible-lint (production)
 
 .PHONY: unit
 unit: setup ## Unit and module tests
-	pytest -n 2 tests/unit tests/modules
+	pytest -n 2 tests/unit tests/modules tests/conformance
 
 .PHONY: molecule
 molecule: setup ## Every role on sandbox nodes
@@ -90,6 +95,10 @@ e2e: setup ## The road, end to end, on a sandbox cluster of its own
 .PHONY: faults
 faults: setup ## A third of the sandbox's faults, each on real nodes; all of them in test-all
 	pytest -m 'not thorough' tests/sandbox
+
+.PHONY: test-real
+test-real: setup ## The real engine on one server, and the suite that it shares with the simulator
+	pytest -x tests/real_engine/test_single.py
 
 .PHONY: bench
 bench: setup ## Figures, as ratios within one run; not part of pass or fail

@@ -26,6 +26,11 @@ options:
   files:
     description: File names and their contents.
     type: dict
+  directories:
+    description: Directories that the containers of this host mount, made where they are missing.
+    type: list
+    elements: path
+    default: []
   manifest:
     description: What the node remembers of the generation, see docs/architecture.md section 5.
     type: dict
@@ -58,6 +63,10 @@ number:
   type: int
 written:
   description: Names of the files that were, or in check mode would be, written or removed.
+  returned: always
+  type: list
+made:
+  description: Directories that were, or in check mode would be, made.
   returned: always
   type: list
 """
@@ -133,6 +142,7 @@ def main():
             "digests": {"type": "dict"},
             "number": {"type": "int"},
             "files": {"type": "dict"},
+            "directories": {"type": "list", "elements": "path", "default": []},
             "manifest": {"type": "dict"},
         },
         supports_check_mode=True,
@@ -160,15 +170,19 @@ def main():
         for name in written
         if before.get(name) != wanted.get(name)
     ]
-    changed = bool(written) or current != target
+    missing = [path for path in module.params["directories"] if not os.path.isdir(path)]
+    diff += [{"before": "", "after": f"directory {path}\n"} for path in missing]
+    changed = bool(written or missing) or current != target
     if current != target:
         diff.append({"before": f"current -> {current}\n", "after": f"current -> {target}\n"})
 
     if changed and not module.check_mode:
+        for path in missing:
+            os.makedirs(path, exist_ok=True)
         apply(directory, wanted, written)
         if current != target:
             point(link, target)
-    module.exit_json(changed=changed, number=number, written=written, diff=diff)
+    module.exit_json(changed=changed, number=number, written=written, made=missing, diff=diff)
 
 
 if __name__ == "__main__":

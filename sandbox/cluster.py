@@ -11,6 +11,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -19,6 +20,7 @@ sys.path.insert(0, str(CHECKOUT))
 from sandbox.lib import engine, packages, plan  # noqa: E402 -- the path has to be set first
 from sandbox.lib.images import Builder  # noqa: E402
 from sandbox.lib.lifecycle import Cluster  # noqa: E402
+from sandbox.real import image as real_image  # noqa: E402
 
 STARTED = time.monotonic()
 
@@ -63,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     packing.add_argument("--without-hccl-test", action="store_true", help="no test programs; nothing is compiled")
     building = verbs.add_parser("build", help="build the images and start nothing")
     building.add_argument("--os", nargs="*", choices=plan.SUITES, default=[plan.DEFAULT_SUITE], help="Debian releases")
+    building.add_argument("--real", action="store_true", help="the image of the real engine too")
     return result
 
 
@@ -81,10 +84,13 @@ def builder() -> Iterator[Builder]:
                 docker.stop()
 
 
-def build(suites: list[str]) -> int:
-    """Builds all images."""
+def build(suites: list[str], real: bool) -> int:
+    """Builds all images, and where it is wanted that of the real engine."""
     with builder() as images:
-        print("\n".join(images.build(suites).names()))
+        made = images.build(suites)
+        if real:
+            made = replace(made, real=real_image.build(images.engine, say, made.base))
+        print("\n".join(made.names()))
     return 0
 
 
@@ -112,7 +118,7 @@ def main() -> int:
     """Runs one verb and returns the exit code."""
     arguments = parser().parse_args()
     if arguments.verb == "build":
-        return build(arguments.os)
+        return build(arguments.os, arguments.real)
     if arguments.verb == "packages":
         return pack(arguments)
     sandbox = plan.from_inventory(arguments.inventory, arguments.cluster)

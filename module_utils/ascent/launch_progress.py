@@ -94,8 +94,16 @@ class Progress:
 
     @property
     def position(self) -> Tuple[int, int]:
-        """(index into `PHASES`, percent of it); the slowest worker's, unless the process itself is further."""
-        slowest = min(self._sources.values()) if self._sources else (0, 0)
+        """(index into `PHASES`, percent of it); the slowest worker's, unless the process itself is further.
+
+        Progress bars of some releases name no worker. They tell the percent of the phase that the workers are in, and
+        hold nobody back who has gone on.
+        """
+        named = [position for source, position in self._sources.items() if source is not None]
+        unnamed = self._sources.get(None, (0, 0))
+        slowest = min(named) if named else unnamed
+        if unnamed[0] == slowest[0]:
+            slowest = max(slowest, unnamed)
         return max(slowest, (self._own, 0))
 
     @property

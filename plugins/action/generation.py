@@ -45,6 +45,7 @@ class ActionModule(ActionBase):
                     "digests": digests,
                     "number": decision["number"],
                     "files": {**render.files(plan, host=host)[host], "plan.json": render.plan_text(plan)},
+                    "directories": plan["hosts"][host]["directories"],
                     "manifest": manifest,
                 },
                 task_vars=task_vars,

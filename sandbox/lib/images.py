@@ -30,6 +30,8 @@ REPOSITORY = "ascent-sandbox"
 class Images:
     """Full names of the images; `engine` is None where the checkout has no sandbox/engine/Dockerfile.
 
+    `real` is the image of the real engine, which is built only where it is asked for.
+
     By release of Debian: `nodes`, and `repositories` with the packages of releases other than the services' own.
     """
 
@@ -38,10 +40,11 @@ class Images:
     repositories: Mapping[str, str]
     services: str
     engine: str | None
+    real: str | None = None
 
     def names(self) -> list[str]:
         """The names of all."""
-        engines = [self.engine] if self.engine else []
+        engines = [name for name in (self.engine, self.real) if name]
         return [self.base, *self.nodes.values(), *self.repositories.values(), self.services, *engines]
 
 

@@ -11,12 +11,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sandbox.lib.engine import LABEL, Engine, inotify_instances
 from sandbox.lib.images import Builder, Images
 from sandbox.lib.node_files import (
+    File,
     accelerator_files,
     archive,
     identity_files,
@@ -26,6 +28,7 @@ from sandbox.lib.node_files import (
 )
 from sandbox.lib.plan import Node, Sandbox, SandboxError
 from sandbox.lib.site_files import site_files
+from sandbox.real import image as real_image
 
 READY_TIMEOUT_S = 90
 # Of systemd, dbus, logind and, where it is installed, containerd; all nodes share those of one user of the machine.
@@ -67,6 +70,7 @@ class Cluster:
         self.directory = checkout / ".sandbox" / sandbox.name
         self.key = self.directory / "id_ed25519"
         self.known_hosts = self.directory / "known_hosts"
+        self.tiny_models: dict[str, bytes] = {}
 
     # -- names ---------------------------------------------------------------------------------------------------------
 
@@ -101,6 +105,10 @@ class Cluster:
 
     def _bring_up(self) -> None:
         images = Builder(self.engine, self.say).build(node.suite for node in self.sandbox.nodes)
+        if self.sandbox.real_images or self.sandbox.tiny_models:
+            images = replace(images, real=real_image.build(self.engine, self.say, images.base))
+            if self.sandbox.tiny_models:
+                self.tiny_models = real_image.tiny_models(self.engine, str(images.real), self.sandbox.tiny_models)
         present = self._own_containers()
         self._check_room(present)
         self._make_network()
@@ -269,6 +277,7 @@ class Cluster:
         )
         for model in self.sandbox.models:
             files += model_files(model)
+        files += [File(path, content) for path, content in self.tiny_models.items()]
         return archive(files)
 
     def _start_node(self, node: Node, present: dict[str, Any] | None, images: Images) -> bool:
@@ -347,18 +356,23 @@ class Cluster:
         ]
 
     def _publish(self, images: Images) -> None:
-        """Makes the engine image available in the site's registry under every name that recipes ask for."""
+        """Makes the engine images available in the site's registry under every name that recipes ask for."""
         if images.engine is None:
             self.say("no sandbox/engine/Dockerfile here: the registry offers no engine image")
-            return
-        image_id = self.engine.inspect("image", [images.engine])[0]["Id"]
-        for name in self.sandbox.engine_images:
+        else:
+            self._publish_as(images.engine, self.sandbox.engine_images)
+        if images.real is not None:
+            self._publish_as(images.real, self.sandbox.real_images)
+
+    def _publish_as(self, image: str, names: Iterable[str]) -> None:
+        image_id = self.engine.inspect("image", [image])[0]["Id"]
+        for name in names:
             repository, _, tag = name.rpartition(":")
             if _published(self.sandbox.registry, repository, tag) == image_id:
                 continue
-            self.say(f"publishing the engine image as {name}")
+            self.say(f"publishing {image} as {name}")
             full = f"{self.sandbox.registry}/{name}"
-            self.engine.run("tag", images.engine, full)
+            self.engine.run("tag", image, full)
             try:
                 self.engine.run("push", "--quiet", full)
             finally:

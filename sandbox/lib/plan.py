@@ -12,9 +12,11 @@ A sandbox is a group under `clusters` with these variables, all read as they are
 - `sandbox_engine_images`: names under which the engine image is published in the registry;
 - `sandbox_models`: weights each node already has, as `{id, config}` or just the id;
 - `sandbox_hub_models`: weights the site's hub serves, as `{id, config, tags, shards, shard_bytes}` or just the id;
-- `sandbox_packages`: a directory that the site serves below `/packages`, from the root of the checkout.
+- `sandbox_packages`: a directory that the site serves below `/packages`, from the root of the checkout;
+- `sandbox_real_images`: names under which the image of the real engine is published, which is built for that;
+- `sandbox_tiny_models`: a directory on each node for the tiny models of the real engine.
 
-A host may have its own of all but the first two and the last two.
+A host may have its own of all but the first two and the last six.
 
 Each host needs `ansible_host`: node 198.18.0.X gives device d the addresses 198.18.X.(d+1) (RoCE) and 198.18.X.(d+129)
 (vnic, where the profile has one).
@@ -77,6 +79,8 @@ class Sandbox:
     models: tuple[Mapping[str, Any], ...] = field(default=())
     hub_models: tuple[Mapping[str, Any], ...] = field(default=())
     packages: str | None = None
+    real_images: tuple[str, ...] = ()
+    tiny_models: str | None = None
 
     @property
     def gateway(self) -> str:
@@ -214,6 +218,8 @@ def from_variables(group: str, variables: Mapping[str, Any], hosts: Mapping[str,
         models=tuple(_model(entry) for entry in variables.get("sandbox_models", ())),
         hub_models=tuple(_hub_model(entry) for entry in variables.get("sandbox_hub_models", ())),
         packages=variables.get("sandbox_packages"),
+        real_images=tuple(variables.get("sandbox_real_images", ())),
+        tiny_models=variables.get("sandbox_tiny_models"),
     )
 
 

@@ -85,3 +85,13 @@ def test_without_a_plan_it_says_what_to_do(tmp_path: Path, write: Write) -> None
     result = write(tmp_path, number=None)
     assert result["failed"]
     assert "action plugin" in result["msg"]
+
+
+def test_directories_that_containers_mount_are_made_once(tmp_path: Path, write: Write) -> None:
+    wanted = [str(tmp_path / "cache"), str(tmp_path)]
+    predicted = write(tmp_path / "c", check=True, directories=wanted)
+    assert (predicted["changed"], predicted["made"]) == (True, wanted[:1])
+    assert not (tmp_path / "cache").exists()
+    assert write(tmp_path / "c", directories=wanted)["made"] == wanted[:1]
+    assert (tmp_path / "cache").is_dir()
+    assert not write(tmp_path / "c", directories=wanted)["changed"]

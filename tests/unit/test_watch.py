@@ -66,6 +66,15 @@ def test_a_process_is_as_far_as_its_slowest_worker():
     assert progress.text() == "ready"
 
 
+def test_a_bar_without_a_name_holds_nobody_back():
+    progress = Progress()
+    progress.feed("(Worker pid=2) INFO 01-31 12:00:00 [runner.py:68] Starting to load model /srv/models/m...")
+    progress.feed("Loading safetensors checkpoint shards:  50% Completed | 1/2 [00:01<00:01,  1.0s/it]")
+    assert progress.text() == "weights 50 %"
+    progress.feed("(Worker pid=2) INFO 01-31 12:00:02 [loader.py:501] Loading weights took 2.00 seconds")
+    assert progress.phase == "cache"
+
+
 def test_remote_ranks_are_counted():
     progress = Progress(16)
     assert progress.feed("Waiting for 8 local, 8 remote core engine proc(s) to start.")

@@ -44,7 +44,8 @@ def test_everything_shipped_fits_its_schema():
         loaded = loader.load(name)
         assert loaded.findings == []
         assert loaded.recipe["name"] == name
-        assert loaded.model is not None
+        # Tiny models are made for tests of the real engine and stand in no catalogue.
+        assert loaded.model is not None or name.startswith("tiny-")
         assert loaded.recipe["hardware"] in loaded.hardware
     assert {path.stem for path in (loader.ROOT / "catalog" / "hardware").glob("*.yml")} == set(loaded.hardware)
     for schema in ("recipes", "catalog/hardware", "catalog/models"):

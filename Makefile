@@ -59,6 +59,7 @@ test: setup ## Everything CI runs: lint, unit tests, molecule, the road end to e
 test-all: test ## What CI has no time for, after what it runs
 	@$(MAKE) --no-print-directory clients
 	pytest -m thorough tests/sandbox
+	pytest -x tests/nodes
 	pytest -x tests/real_engine/test_layouts.py
 
 .PHONY: clients

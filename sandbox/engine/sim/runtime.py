@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+from collections.abc import Iterable
 from typing import Any
 
 from aiohttp import web
@@ -218,21 +219,25 @@ class Engine:
 
     def _add(self, rank: int, request: Request) -> None:
         """A request that the head gives to a rank of this process."""
-        self.requests += 1
-        fault = faults.for_request(faults.orders(), [rank], self.requests)
-        if fault and fault.signature:
-            self.fail(faults.error(self.config, fault))
-        elif not fault:
+        if not self._fault_of_request([rank]):
             self.ranks[rank].add(request)
 
     def _on_request(self) -> str | None:
         """What a request has to show: nothing, one of the faults of answers, or the end of the engine."""
+        fault = self._fault_of_request(self.config.ranks)
+        return fault.kind if fault and not fault.signature else None
+
+    def _fault_of_request(self, ranks: Iterable[int]) -> faults.Fault | None:
+        """The fault of the next request, if it has one; one that the engine dies of ends it here."""
         self.requests += 1
-        fault = faults.for_request(faults.orders(), self.config.ranks, self.requests)
+        try:
+            fault = faults.for_request(faults.orders(), ranks, self.requests)
+        except EngineError as error:
+            self.fail(error)
+            return None
         if fault and fault.signature:
             self.fail(faults.error(self.config, fault))
-            return None
-        return fault.kind if fault else None
+        return fault
 
     async def _close(self) -> None:
         """Stop within two seconds, whatever is still open."""

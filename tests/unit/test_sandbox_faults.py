@@ -78,9 +78,9 @@ def test_the_engine_reads_what_the_node_asks(tmp_path, monkeypatch):
     put(tmp_path / "etc/ascent/decode-0.sh", b"")
     assert engine_faults.asked_by_node() == "kv:this"
     assert [order.kind for order in engine_faults.orders()] == ["this"]
-    assert engine_faults.wanted(None, "hccl") is None
+    assert engine_faults.of(engine_faults.orders(), "hccl", [0]) == []
     monkeypatch.setenv("SIM_FAIL", "hccl:first")
-    assert (engine_faults.wanted(None, "hccl"), engine_faults.wanted(None, "kv")) == ("first", None)
+    assert [(order.phase, order.kind) for order in engine_faults.orders()] == [("hccl", "first")]
 
 
 class Node:

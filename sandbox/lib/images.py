@@ -48,6 +48,16 @@ class Images:
         return [self.base, *self.nodes.values(), *self.repositories.values(), self.services, *engines]
 
 
+# The release in the tag of an image of vLLM-Ascend; its tags for hardware and system come after it.
+RELEASE = re.compile(r"/vllm-ascend:(v\d+\.\d+\.\d+(?:rc\d+)?(?:\.post\d+)?)(?:-|$)")
+
+
+def release_named(image: str) -> str | None:
+    """The release of vLLM-Ascend that an image's name asks for, such as v0.18.0; None where it names none."""
+    match = RELEASE.search(image)
+    return match.group(1) if match else None
+
+
 def digest(parts: Iterable[bytes]) -> str:
     """Twelve hex digits over parts, each with its length, so that no two lists of parts look alike."""
     total = hashlib.sha256()
@@ -232,6 +242,16 @@ class Builder:
                 shutil.copy(checkout / name, context / name)
             shutil.copy(dockerfile, context / "Dockerfile")
             self._docker_build("engine", context, tag, {"BASE": base})
+        return tag
+
+    def engine_release(self, engine: str, version: str) -> str:
+        """The engine image as another release of vLLM-Ascend: one small layer on it."""
+        dockerfile = ROOT / "engine/release/Dockerfile"
+        tag = f"{REPOSITORY}/engine-release:{digest_files([dockerfile], engine, version)}"
+        if not self._exists(tag):
+            self.say(f"building the engine image as {version}")
+            self._docker_build("engine-release", dockerfile.parent, tag,
+                               {"ENGINE": engine, "VLLM_ASCEND_VERSION": version})  # fmt: skip
         return tag
 
     def _docker_build(self, name: str, context: Path, tag: str, arguments: Mapping[str, str]) -> None:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from sandbox.engine.sim.options import load_table, make_parser
+from sandbox.engine.sim.options import deprecated, load_table, make_parser
 from tests.unit.engine_harness import ROOT
 
 SPECULATIVE = '{"method": "qwen3_5_mtp", "num_speculative_tokens": 3, "enforce_eager": true}'
@@ -244,3 +244,25 @@ def test_generator_follows_the_rules_of_type_hints(tmp_path):
     assert table["configs"] == {
         "Inner": {"level": {"members": ["LOW", "HIGH"]}, "count": {"types": ["integer", "null"]}}
     }
+
+
+def test_the_release_decides_which_options_there_are(monkeypatch):
+    assert load_table()["version"] == "0.21.0"
+    versions = {"0.11.0": "0.11", "0.12.1": "0.11", "v0.18.0rc1": "0.18", "0.22.1": "0.21", "0.9.1": "0.11"}
+    assert {given: load_table(given)["version"].rpartition(".")[0] for given in versions} == versions
+    assert load_table("1.0.0")["version"] == TABLES["0.32"]["version"]
+    with pytest.raises(ValueError, match="is no version"):
+        load_table("main")
+    monkeypatch.setenv("SIM_OPTIONS", str(ROOT / "catalog/engine_options/vllm-0.13.json"))
+    assert load_table("0.21.0")["version"] == "0.13.0"
+
+
+def test_an_old_release_takes_its_own_options(capsys):
+    scaling = ["serve", "m", "--rope-scaling", '{"rope_type": "yarn"}']
+    assert make_parser(TABLES["0.11"], "0.11.0").parse_args(scaling).rope_scaling == {"rope_type": "yarn"}
+    with pytest.raises(SystemExit):
+        make_parser(TABLES["0.13"], "0.13.0").parse_args(scaling)
+    assert "unrecognized arguments: --rope-scaling" in capsys.readouterr().err
+    given = ["serve", "m", "--no_eplb-log-balancedness", "--num-redundant-experts=4", "-tp", "2"]
+    assert deprecated(TABLES["0.11"], given) == ["--no-eplb-log-balancedness", "--num-redundant-experts"]
+    assert deprecated(TABLES["0.21"], given) == []

@@ -46,6 +46,36 @@ def kv(role: str = "kv_producer", name: str = "MooncakeConnectorV1", **more: obj
     return json.dumps(base | more)
 
 
+@pytest.mark.parametrize("release", ["0.11.0", "0.13.0", "0.15.0", "0.17.0", "0.18.0", "0.23.0", "0.27.1", "0.32.0"])
+def test_every_release_gives_the_same_engine(machine, release):
+    """Options that a release lacks are read as what it does without them; those it has mean the same."""
+    table = load_table(release)
+    assert table["version"].rpartition(".")[0] == release.rpartition(".")[0]
+    given = [
+        "-tp",
+        "2",
+        "-dp",
+        "4",
+        "-dpl",
+        "2",
+        "--max-model-len",
+        "2048",
+        "--served-model-name",
+        "m",
+        "--enforce-eager",
+    ]
+    given += ["--gpu-memory-utilization", "0.9", "--api-server-count", "2"]  # their defaults differ
+    parsed = make_parser(table, release).parse_args(["serve", MODEL, *given])
+    assert configuration.settings(parsed, table) == settings(*given)
+
+
+def test_keys_of_the_speculative_configuration(machine):
+    good = {"method": "mtp", "num_speculative_tokens": 2}
+    assert settings("--speculative-config", json.dumps(good)).draft_tokens == 2
+    told = refused("--speculative-config", json.dumps(good | {"num_speculative_token": 2}))
+    assert told.startswith("1 validation error for SpeculativeConfig\nnum_speculative_token\n  Unexpected keyword")
+
+
 def test_data_parallel_shapes(machine):
     head = settings("-dp", "16", "-dpl", "8", "--data-parallel-start-rank", "0", "--api-server-count", "1")
     assert (head.mode, head.ranks, head.is_head, head.api_servers) == ("internal", range(8), True, 1)

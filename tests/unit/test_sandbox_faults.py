@@ -77,9 +77,10 @@ def test_the_engine_reads_what_the_node_asks(tmp_path, monkeypatch):
     assert engine_faults.asked_by_node() == "kv:all"
     put(tmp_path / "etc/ascent/decode-0.sh", b"")
     assert engine_faults.asked_by_node() == "kv:this"
-    assert [(one.phase, one.kind) for one in engine_faults.orders()] == [("kv", "this")]
+    assert [order.kind for order in engine_faults.orders()] == ["this"]
+    assert engine_faults.of(engine_faults.orders(), "hccl", [0]) == []
     monkeypatch.setenv("SIM_FAIL", "hccl:first")
-    assert [(one.phase, one.kind) for one in engine_faults.orders()] == [("hccl", "first")]
+    assert [(order.phase, order.kind) for order in engine_faults.orders()] == [("hccl", "first")]
 
 
 class Node:

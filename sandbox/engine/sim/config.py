@@ -12,6 +12,7 @@ from typing import Any
 from . import serving, weights
 from .environment import USABLE
 from .log import EngineError, line
+from .options import validation_error, wrong_fields
 
 PULL_CONNECTORS = ("MooncakeConnectorV1", "MooncakeHybridConnector")
 LAYERWISE_CONNECTOR = "MooncakeLayerwiseConnector"
@@ -131,6 +132,7 @@ def settings(args: argparse.Namespace, table: dict[str, Any]) -> Settings:
             "independent vLLM instances without --data-parallel-* arguments."
         )
     _check_quantization(args.quantization, table)
+    _check_speculation(args.speculative_config, table)
     length = _model_length(args, model)
     batched = args.max_num_batched_tokens or max(DEFAULT_BATCHED_TOKENS, args.max_num_seqs or 0)
     sequences = args.max_num_seqs or min(DEFAULT_MAX_NUM_SEQS, batched)
@@ -306,6 +308,16 @@ def _check_quantization(name: str | None, table: dict[str, Any]) -> None:
     known = ["ascend", *table["quantizations"]]
     if name is not None and name not in known:
         raise EngineError(f"Unknown quantization method: {name}. Must be one of {known}.")
+
+
+def _check_speculation(given: Any, table: dict[str, Any]) -> None:
+    """The engine makes its configuration of this option late, so a mistake in it is no mistake of the command line."""
+    if given is None:
+        return
+    if not isinstance(given, dict):
+        raise EngineError("1 validation error for SpeculativeConfig\n  Input should be a dictionary")
+    if problems := wrong_fields(given, table["configs"]["SpeculativeConfig"]):
+        raise EngineError(validation_error("SpeculativeConfig", problems), kind="pydantic_core.ValidationError")
 
 
 def _model_length(args: argparse.Namespace, model: weights.Model) -> int:

@@ -1,4 +1,4 @@
-"""Failures on demand, by the variable SIM_FAIL or by the node.
+"""Failures on demand, by the variable SIM_FAIL.
 
     SIM_FAIL = ORDER[;ORDER…]        ORDER = PHASE[@RANK]:KIND
 
@@ -15,8 +15,9 @@ many times as long) and `leak=MB` or `leak=MB/MOST` (host memory that the proces
 1024 where it is not given); for `request` also `http-500`, `empty` and `garbage`. `request:KIND%N` strikes every Nth
 request only.
 
-The node may give orders as well, by /usr/local/dcmi/engine-faults.json: {"PROCESS": "ORDER[;ORDER…]"}. PROCESS is the
-name of the start script that is mounted in /etc/ascent, or * for all. SIM_FAIL comes first.
+The node may give orders as well, by /usr/local/dcmi/engine-faults.json: {"PROCESS": "ORDER"}. PROCESS is the name of
+the start script that is mounted in /etc/ascent, or * for all. SIM_FAIL comes first. A running engine sees a new order
+of its node at the next request.
 
 `parse` and the functions on what it gives have no side effects; `check` acts.
 """

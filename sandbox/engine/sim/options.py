@@ -9,7 +9,21 @@ import re
 from pathlib import Path
 from typing import Any
 
-TABLE_NAME = "vllm-0.21.json"
+TABLES = Path(__file__).parents[3] / "catalog/engine_options"
+DEFAULT_RELEASE = "0.21.0"
+# Options that the simulator reads and some releases lack, with what those releases do.
+ABSENT = {
+    "data_parallel_external_lb": False,
+    "data_parallel_hybrid_lb": False,
+    "decode_context_parallel_size": 1,
+    "enable_request_id_headers": False,
+    "grpc": False,
+    "master_addr": "127.0.0.1",
+    "master_port": 29501,
+    "nnodes": 1,
+    "node_rank": 0,
+    "prefill_context_parallel_size": 1,
+}
 BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 DECIMAL = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 JSON_TYPES = {
@@ -23,12 +37,24 @@ JSON_TYPES = {
 }
 
 
-def load_table(path: Path | None = None) -> dict[str, Any]:
-    """The option table: `path`, else SIM_OPTIONS, else the catalogue of this tree (or its copy in the image)."""
-    if path is None:
-        catalogue = Path(__file__).parents[3] / "catalog/engine_options" / TABLE_NAME
-        path = Path(os.environ.get("SIM_OPTIONS", catalogue))
-    return json.loads(path.read_text(encoding="utf-8"))
+def release_of(version: str) -> tuple[int, ...]:
+    """Major and minor number of a version, such as (0, 21). ValueError when it has none."""
+    match = re.match(r"v?(\d+)\.(\d+)", version)
+    if match is None:
+        raise ValueError(f"{version!r} is no version: wanted two numbers with a dot, such as 0.21.0")
+    return int(match.group(1)), int(match.group(2))
+
+
+def load_table(version: str = DEFAULT_RELEASE, folder: Path = TABLES) -> dict[str, Any]:
+    """The options of a version: the table of the nearest release at or below it, or of the oldest one there is.
+
+    A file that SIM_OPTIONS names comes before all.
+    """
+    if given := os.environ.get("SIM_OPTIONS"):
+        return json.loads(Path(given).read_text(encoding="utf-8"))
+    tables = {release_of(path.stem.removeprefix("vllm-")): path for path in folder.glob("vllm-[0-9]*.json")}
+    fitting = [known for known in tables if known <= release_of(version)] or [min(tables)]
+    return json.loads(tables[max(fitting)].read_text(encoding="utf-8"))
 
 
 # These two functions carry the engine's own names, since argparse shows them in its messages.
@@ -105,20 +131,27 @@ def _config_reader(name: str, fields: dict[str, Any]) -> Any:
             raise argparse.ArgumentTypeError(f"1 validation error for {name}\n  Invalid JSON: {error}") from error
         if not isinstance(value, dict):
             raise argparse.ArgumentTypeError(f"1 validation error for {name}\n  Input should be an object")
-        problems = [problem for key, given in value.items() if (problem := _field_problem(key, given, fields))]
+        problems = wrong_fields(value, fields)
         if name == "KVTransferConfig" and value.get("kv_connector") and value.get("kv_role") is None:
             problems.append(
                 "  Value error, Please specify kv_role when kv_connector is set, "
                 "supported roles are ('kv_producer', 'kv_both', 'kv_consumer')"
             )
         if problems:
-            plural = "s" if len(problems) > 1 else ""
-            raise argparse.ArgumentTypeError(
-                "\n".join([f"{len(problems)} validation error{plural} for {name}", *problems])
-            )
+            raise argparse.ArgumentTypeError(validation_error(name, problems))
         return value
 
     return read
+
+
+def wrong_fields(value: dict[str, Any], fields: dict[str, Any]) -> list[str]:
+    """What a configuration class says of each key or value that it does not take."""
+    return [problem for key, given in value.items() if (problem := _field_problem(key, given, fields))]
+
+
+def validation_error(name: str, problems: list[str]) -> str:
+    """The message of a configuration class that refuses what it was given."""
+    return "\n".join([f"{len(problems)} validation error{'s' * (len(problems) > 1)} for {name}", *problems])
 
 
 def _field_problem(key: str, given: Any, fields: dict[str, Any]) -> str | None:
@@ -198,15 +231,29 @@ def make_parser(table: dict[str, Any], version: str) -> ServeParser:
     serve.add_argument("model_tag", nargs="?")
     for option in table["options"]:
         names = [*option["aliases"], option["name"]]
+        dest = option["name"].lstrip("-").replace("-", "_")
         if option["kind"] == "flag":
-            serve.add_argument(*names, action="store_true")
+            serve.add_argument(*names, dest=dest, action="store_true")
         elif option["kind"] == "boolean":
-            serve.add_argument(*names, action=argparse.BooleanOptionalAction, default=option["default"])
+            serve.add_argument(*names, dest=dest, action=argparse.BooleanOptionalAction, default=option["default"])
         else:
-            extra = {key: option[key] for key in ("nargs", "const", "choices") if key in option}
+            extra = {key: option[key] for key in ("nargs", "const", "choices") if key in option} | {"dest": dest}
             if "choices" in extra and option.get("optional"):
                 extra["choices"] = [None if choice == "None" else choice for choice in extra["choices"]]
             if option.get("append"):
                 extra["action"] = "append"
             serve.add_argument(*names, type=_reader(option, table["configs"]), default=option["default"], **extra)
+    known = {option["name"].lstrip("-").replace("-", "_") for option in table["options"]}
+    serve.set_defaults(**{name: value for name, value in ABSENT.items() if name not in known})
     return parser
+
+
+def deprecated(table: dict[str, Any], args: list[str]) -> list[str]:
+    """Names among the arguments that the release takes for the last time, as they are given."""
+    old = {
+        name
+        for option in table["options"]
+        if option.get("deprecated")
+        for name in (option["name"], *option["aliases"], "--no-" + option["name"][2:])
+    }
+    return [name for name in dict.fromkeys(arg.partition("=")[0] for arg in _dashes(args)) if name in old]

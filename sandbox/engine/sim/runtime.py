@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+from collections.abc import Iterable
 from typing import Any
 
 from aiohttp import web
@@ -37,7 +38,6 @@ class Engine:
         self.front: FrontEnd | None = None
         self.ranks: dict[int, Rank] = {}
         self.blocks = 0  # of each rank's KV cache
-        self.faults = faults.orders()
         self.requests = 0  # generations asked for so far
         self.tasks: set[asyncio.Task[Any]] = set()
         self.runner: web.AppRunner | None = None
@@ -101,7 +101,7 @@ class Engine:
             await joining
             await self.member.start()
         await faults.check(config, "ready")
-        for fault in faults.of(self.faults, "ready", config.ranks):
+        for fault in faults.of(faults.orders(), "ready", config.ranks):
             if fault.kind == "leak":
                 self._spawn(faults.leak(fault))
         self._serve_ranks()
@@ -187,7 +187,7 @@ class Engine:
                 self.front.head = self.head
                 self.head.receive = self.front.receive
         for number in config.ranks:
-            slow = faults.slowness(self.faults, number)
+            slow = faults.slowness(faults.orders(), number)
             self.ranks[number] = Rank(config, number, self.blocks, self.kv, self._emit, slow)
             self._spawn(self.ranks[number].run())
         if self.kv:
@@ -219,21 +219,25 @@ class Engine:
 
     def _add(self, rank: int, request: Request) -> None:
         """A request that the head gives to a rank of this process."""
-        self.requests += 1
-        fault = faults.for_request(self.faults, [rank], self.requests)
-        if fault and fault.signature:
-            self.fail(faults.error(self.config, fault))
-        elif not fault:
+        if not self._fault_of_request([rank]):
             self.ranks[rank].add(request)
 
     def _on_request(self) -> str | None:
         """What a request has to show: nothing, one of the faults of answers, or the end of the engine."""
+        fault = self._fault_of_request(self.config.ranks)
+        return fault.kind if fault and not fault.signature else None
+
+    def _fault_of_request(self, ranks: Iterable[int]) -> faults.Fault | None:
+        """The fault of the next request, if it has one; one that the engine dies of ends it here."""
         self.requests += 1
-        fault = faults.for_request(self.faults, self.config.ranks, self.requests)
+        try:
+            fault = faults.for_request(faults.orders(), ranks, self.requests)
+        except EngineError as error:
+            self.fail(error)
+            return None
         if fault and fault.signature:
             self.fail(faults.error(self.config, fault))
-            return None
-        return fault.kind if fault else None
+        return fault
 
     async def _close(self) -> None:
         """Stop within two seconds, whatever is still open."""

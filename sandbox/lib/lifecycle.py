@@ -11,12 +11,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sandbox.lib.engine import LABEL, Engine
+from sandbox.lib.engine import LABEL, Engine, inotify_instances
 from sandbox.lib.images import Builder, Images, release_named
 from sandbox.lib.node_files import (
+    File,
     accelerator_files,
     archive,
     identity_files,
@@ -26,8 +28,11 @@ from sandbox.lib.node_files import (
 )
 from sandbox.lib.plan import Node, Sandbox, SandboxError
 from sandbox.lib.site_files import site_files
+from sandbox.real import image as real_image
 
 READY_TIMEOUT_S = 90
+# Of systemd, dbus, logind and, where it is installed, containerd; all nodes share those of one user of the machine.
+INOTIFY_INSTANCES = 6
 SERVICES = "services"
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 # systemd needs the first and its own temporary file systems; the node's container engine needs the rest.
@@ -65,6 +70,7 @@ class Cluster:
         self.directory = checkout / ".sandbox" / sandbox.name
         self.key = self.directory / "id_ed25519"
         self.known_hosts = self.directory / "known_hosts"
+        self.tiny_models: dict[str, bytes] = {}
 
     # -- names ---------------------------------------------------------------------------------------------------------
 
@@ -99,7 +105,12 @@ class Cluster:
 
     def _bring_up(self) -> None:
         images = Builder(self.engine, self.say).build(node.suite for node in self.sandbox.nodes)
+        if self.sandbox.real_images or self.sandbox.tiny_models:
+            images = replace(images, real=real_image.build(self.engine, self.say, images.base))
+            if self.sandbox.tiny_models:
+                self.tiny_models = real_image.tiny_models(self.engine, str(images.real), self.sandbox.tiny_models)
         present = self._own_containers()
+        self._check_room(present)
         self._make_network()
         self._make_keys()
         with ThreadPoolExecutor(max_workers=8) as pool:
@@ -132,6 +143,22 @@ class Cluster:
                 f"  fix: run `sandbox/cluster.py down` there, or give this one another group name and sandbox_subnet"
             )
         return {each["Config"]["Labels"][f"{LABEL}.node"]: each for each in found}
+
+    def _check_room(self, present: dict[str, dict[str, Any]]) -> None:
+        """Raises SandboxError when the machine has too few inotify instances: systemd then hangs while it starts."""
+        starting = [
+            node
+            for node in self.sandbox.nodes
+            if node.name not in present or not present[node.name]["State"]["Running"]
+        ]
+        held, most = inotify_instances()
+        needed = INOTIFY_INSTANCES * len(starting)
+        if held + needed > most:
+            raise SandboxError(
+                f"{len(starting)} nodes take up to {needed} inotify instances; of the {most} that this machine allows "
+                f"one user, {held} are taken\n  fix: take another sandbox down, boot fewer nodes, or raise the "
+                f"machine's fs.inotify.max_user_instances"
+            )
 
     def _make_network(self) -> None:
         if self.engine.networks(self.sandbox.name):
@@ -250,6 +277,7 @@ class Cluster:
         )
         for model in self.sandbox.models:
             files += model_files(model)
+        files += [File(path, content) for path, content in self.tiny_models.items()]
         return archive(files)
 
     def _start_node(self, node: Node, present: dict[str, Any] | None, images: Images) -> bool:
@@ -294,7 +322,8 @@ class Cluster:
         name = self.container(node.name)
         deadline = time.monotonic() + READY_TIMEOUT_S
         while True:
-            system = self.engine.run("exec", name, "systemctl", "is-system-running", "--wait", check=False)
+            waiting = ("timeout", "10", "systemctl", "is-system-running", "--wait")
+            system = self.engine.run("exec", name, *waiting, check=False)
             if system.stdout.strip() == "running":
                 break
             if system.stdout.strip() == "degraded":
@@ -327,19 +356,24 @@ class Cluster:
         ]
 
     def _publish(self, images: Images) -> None:
-        """Makes the engine image available in the site's registry under every name that recipes ask for."""
+        """Makes the engine images available in the site's registry under every name that recipes ask for."""
         if images.engine is None:
             self.say("no sandbox/engine/Dockerfile here: the registry offers no engine image")
-            return
-        builder = Builder(self.engine, self.say)
-        for name in self.sandbox.engine_images:
-            release = release_named(name)
-            image = builder.engine_release(images.engine, release) if release else images.engine
-            image_id = self.engine.inspect("image", [image])[0]["Id"]
+        else:
+            builder = Builder(self.engine, self.say)
+            for name in self.sandbox.engine_images:
+                release = release_named(name)
+                self._publish_as(builder.engine_release(images.engine, release) if release else images.engine, [name])
+        if images.real is not None:
+            self._publish_as(images.real, self.sandbox.real_images)
+
+    def _publish_as(self, image: str, names: Iterable[str]) -> None:
+        image_id = self.engine.inspect("image", [image])[0]["Id"]
+        for name in names:
             repository, _, tag = name.rpartition(":")
             if _published(self.sandbox.registry, repository, tag) == image_id:
                 continue
-            self.say(f"publishing the engine image as {name}")
+            self.say(f"publishing {image} as {name}")
             full = f"{self.sandbox.registry}/{name}"
             self.engine.run("tag", image, full)
             try:

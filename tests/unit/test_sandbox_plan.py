@@ -65,6 +65,11 @@ all:
         ({"sandbox_services": "198.18.0.11"}, "more than one"),
         ({"sandbox_services": "198.19.0.2"}, "outside"),
         ({"sandbox_profile": "a9"}, "a2, a3"),
+        ({"sandbox_os": "buster"}, "bookworm, trixie, bullseye"),
+        ({"sandbox_clock_offset": "soon"}, "number of seconds"),
+        ({"sandbox_disks": {"/var/log": "64 MB"}}, "a directory and a size"),
+        ({"sandbox_disks": {"/": "64M"}}, "a directory and a size"),
+        ({"sandbox_profile": "cpu", "sandbox_driver": "25.2.0"}, "has no driver"),
         ({"sandbox_models": ["nameless"]}, "organisation/name"),
     ],
 )
@@ -98,7 +103,7 @@ def test_the_device_addresses_follow_the_documented_rule():
     assert (device["roce"]["address"], device["vnic"]["address"]) == ("198.18.12.4", "198.18.12.132")
 
 
-@pytest.mark.parametrize("profile", ["a2", "a3"])
+@pytest.mark.parametrize("profile", sorted(path.stem for path in plan.PROFILES.glob("*.yml")))
 def test_the_state_of_a_new_node_fits_the_schema(profile):
     found = sandbox(sandbox_profile=profile)
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
@@ -164,6 +169,52 @@ def test_a_tag_changes_with_content_name_and_argument(tmp_path):
 def test_copy_lines_name_what_a_build_needs():
     text = "FROM x\nCOPY --chmod=755 a b/c /to/\nCOPY --from=other /srv /srv\nRUN COPY\n"
     assert images.copy_sources(text) == ["a", "b/c"]
+
+
+def test_a_host_has_an_operating_system_a_clock_and_disks_of_its_own():
+    hosts = {
+        "plain": {"ansible_host": "198.18.0.11"},
+        "special": {
+            "ansible_host": "198.18.0.12",
+            "sandbox_os": "bullseye",
+            "sandbox_clock_offset": -2.5,
+            "sandbox_disks": {"/var/lib/docker": "8G", "/var/log": "64M"},
+        },
+    }
+    plain, special = plan.from_variables("c", VARIABLES, hosts).nodes
+    assert (plain.suite, plain.clock_offset_s, plain.disks) == ("bookworm", 0.0, {})
+    assert (special.suite, special.clock_offset_s) == ("bullseye", -2.5)
+    assert special.disks == {"/var/lib/docker": 8192, "/var/log": 64}
+    found = sandbox()
+    files = {file.path: file.content for file in node_files.identity_files(found, special, "key", b"", b"")}
+    assert struct.unpack("=q", files["/etc/sandbox/clock"]) == (-2_500_000_000,)
+    assert b"/debian-bullseye ./" in files["/etc/apt/sources.list"]
+    assert b"/debian ./" in node_files.identity_files(found, plain, "key", b"", b"")[3].content
+
+
+def test_a_server_as_it_is_delivered_has_a_configuration_but_no_driver():
+    found = sandbox(sandbox_driver="none", sandbox_firmware="none")
+    state = node_files.state(found, found.nodes[0])
+    jsonschema.validate(state, SCHEMA)
+    paths = {file.path for file in node_files.accelerator_files(state)}
+    assert paths == {"/usr/local/dcmi/state.json", "/etc/hccn.conf"}
+
+
+def test_another_driver_is_on_the_disk_live_and_in_the_tool():
+    found = sandbox(sandbox_driver="24.1.0")
+    state = node_files.state(found, found.nodes[0])
+    assert state["driver"]["version"] == state["tool_version"] == "24.1.0"
+    files = {file.path: file.content for file in node_files.accelerator_files(state)}
+    assert files["/usr/local/Ascend/driver/version.info"].startswith(b"Version=24.1.0\n")
+
+
+def test_servers_with_gpus_have_their_tool_and_servers_without_accelerators_none():
+    paths = {}
+    for profile in ("gpu", "cpu"):
+        found = sandbox(sandbox_profile=profile)
+        files = node_files.accelerator_files(node_files.state(found, found.nodes[0]))
+        paths[profile] = {file.path for file in files} - {"/usr/local/dcmi/state.json"}
+    assert paths == {"gpu": {"/usr/bin/nvidia-smi"}, "cpu": set()}
 
 
 def test_the_name_of_an_engine_image_says_which_release_it_is():

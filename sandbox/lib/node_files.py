@@ -16,6 +16,7 @@ from sandbox.lib.plan import DEFAULT_SUITE, Node, Sandbox, roce_address, vnic_ad
 from sandbox.node import driver_info
 
 NODE_TOOLS = Path(__file__).resolve().parent.parent / "node"
+PCI_VENDORS = {"ascend": "19e5", "nvidia": "10de"}
 HIDDEN_SIZE = 16
 SHARDS = 2
 COUNTERS = (
@@ -74,6 +75,10 @@ def state(sandbox: Sandbox, node: Node) -> dict[str, Any]:
         "super_pod": {"id": 0, "size": profile["super_pod_size"], "server_index": node.index}
         if profile["super_pod_size"]
         else None,
+        "pci": [
+            {"bus_id": _bus_id(phy_id), "vendor": PCI_VENDORS[profile["accelerator"]], "device": profile["pci_device"]}
+            for phy_id in range(node.device_count)
+        ],
         "devices": [_device(sandbox, node, phy_id) for phy_id in range(node.device_count)],
         "processes": [],
         "faults": {
@@ -85,6 +90,10 @@ def state(sandbox: Sandbox, node: Node) -> dict[str, Any]:
             "replies": [],
         },
     }
+
+
+def _bus_id(phy_id: int) -> str:
+    return f"0000:{0x81 + 2 * phy_id:02X}:00.0"
 
 
 def _device(sandbox: Sandbox, node: Node, phy_id: int) -> dict[str, Any]:
@@ -103,7 +112,7 @@ def _device(sandbox: Sandbox, node: Node, phy_id: int) -> dict[str, Any]:
         "power_w": profile["power_w"] if chip == 0 else None,
         "temperature_c": profile["temperature_c"],
         "hugepages": [0, 0],
-        "bus_id": f"0000:{0x81 + 2 * phy_id:02X}:00.0",
+        "bus_id": _bus_id(phy_id),
         "aicore_percent": 0,
         "hbm_used_mb": profile["hbm_reserved_mb"],
         "hbm_total_mb": profile["hbm_total_mb"],

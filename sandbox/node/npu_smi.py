@@ -228,9 +228,10 @@ def board(state: State, devices: list[Device], chip: int | None) -> list[str]:
     """`npu-smi info -t board`."""
     first = devices[0]
     domain, bus, slot = first["bus_id"].split(":")
+    card = next(card for card in state["pci"] if card["bus_id"] == first["bus_id"])
     pci = [
         key_line("PCI Vendor ID", "0x19E5"),
-        key_line("PCI Device ID", {"a2": "0xD802", "a3": "0xD803", "310p": "0xD500", "950": "0xD806"}[state["layout"]]),
+        key_line("PCI Device ID", f"0x{card['device'].upper()}"),
         key_line("PCIe Bus Info", f"{domain}:{bus}:{slot}"),
     ]
     if chip is not None:

@@ -589,3 +589,26 @@ def test_without_a_driver_nvidia_smi_says_so(gpu):
     done = gpu.run("nvidia_smi")
     assert done.returncode == 9
     assert "couldn't communicate with the NVIDIA driver" in done.stdout
+
+
+# -- lspci -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("profile", "vendor", "device", "count"),
+    [("a2", "19e5", "d802", 8), ("a3", "19e5", "d803", 16), ("gpu", "10de", "2335", 8)],
+)
+def test_the_bus_shows_the_accelerators_and_nothing_of_the_machine_below(tmp_path, profile, vendor, device, count):
+    tools = Tools(tmp_path, make_state(profile))
+    lines = tools.run("lspci", "-n", "-d", f"{vendor}:").stdout.splitlines()
+    assert len(lines) == count
+    assert all(f" {vendor}:{device} " in line for line in lines)
+    assert tools.run("lspci", "-nn", "-s", "81:00.0").stdout.count(f"[{vendor}:{device}]") == 1
+    assert tools.run("lspci", "-d", "8086:").stdout == ""
+    assert tools.run("lspci", "-v").returncode == 1
+
+
+def test_a_device_that_the_driver_lost_is_still_on_the_bus(a2):
+    a2.state["devices"].pop(3)
+    assert len(a2.run("lspci", "-d", "19e5:").stdout.splitlines()) == 8
+    assert len(npu_smi.parse_info(a2.npu_smi("info").stdout)["devices"]) == 7

@@ -56,7 +56,8 @@ class Cluster:
         sizes = {side: {"dp_size": 1, "tp_size": 1} for side in ("prefill", "decode")}
         config = {"kv_connector": self.connector, "kv_role": role, "kv_port": str(self.first + 10 + place),
                   "engine_id": name, "kv_connector_extra_config": sizes}  # fmt: skip
-        argv = serve(self.first + place, "--no-enable-prefix-caching", "--kv-transfer-config", json.dumps(config))
+        limits = ["--max-num-seqs", "64", "--max-num-batched-tokens", "128", "--no-enable-prefix-caching"]
+        argv = serve(self.first + place, *limits, "--kv-transfer-config", json.dumps(config))
         self.engines[name] = self.start(name, argv, **{"ASCEND_RT_VISIBLE_DEVICES": str(place)} | env)
         return self.engines[name]
 
@@ -228,3 +229,41 @@ def test_tls_switches_that_differ(start: Start, root: Path, tmp_path: Path):
     assert "103900" in decode.text()
     switch(other, False)
     assert post(f"{cluster.url}/v1/completions", PROMPT)[1]["usage"]["completion_tokens"] == 12
+
+
+@pytest.mark.parametrize("connector", [PLAIN, LAYERWISE])
+def test_an_engine_that_dies_in_the_middle(start: Start, connector: str):
+    """Decode dies while it streams: the stream ends early. Prefill dies while it computes: nothing comes."""
+    cluster = Cluster(start, connector)
+    slow = {"SIM_SPEED": "2", "VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT": "20"}
+    prefill, decode = cluster.engine("prefill", 1, **slow), cluster.engine("decode", 2, **slow)
+    proxy = cluster.proxy([1], [2])
+    answers: list[Any] = []
+
+    def ask(**more: object) -> threading.Thread:
+        def run() -> None:
+            try:
+                answers.append(post(f"{cluster.url}/v1/completions", PROMPT | more))
+            except json.JSONDecodeError:
+                answers.append("no JSON")
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
+
+    streaming = ask(stream=True, max_tokens=2000)
+    cluster.wait(lambda: cluster.count(2, "generation_tokens_total") > 3)
+    kill(decode)
+    streaming.join()
+    status, text = answers.pop()
+    assert status == 200
+    assert text.count("data: {") > 3
+    assert "[DONE]" not in text
+
+    cluster.engine("decode", 2, **slow).wait_for("Application startup complete")
+    waiting = ask(prompt="word " * 3900)
+    cluster.wait(lambda: cluster.count(1, "num_requests_running") > 0)
+    kill(prefill)
+    waiting.join()
+    assert answers == (["no JSON"] if connector == PLAIN else [(200, None)])
+    assert "failed" in proxy.text()

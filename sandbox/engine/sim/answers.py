@@ -208,7 +208,7 @@ class ChatShape(Shape):
 
     def choice(self, choice: Choice) -> Json:
         """The assistant's message."""
-        message = {
+        message: Json = {
             "role": "assistant",
             "content": choice.text,
             "refusal": None,

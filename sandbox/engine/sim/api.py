@@ -195,7 +195,9 @@ class Api:
 
     def _jobs(self, name: str, asked: Generation, kind: str) -> tuple[list[Request], list[Choice]]:
         """A request of the engine for every choice of every prompt, under the engine's ids."""
-        jobs, choices, values = [], [], asked.values
+        jobs: list[Request] = []
+        choices: list[Choice] = []
+        values = asked.values
         count = values["n"]
         for number, (ids, prompt) in enumerate(asked.prompts):
             base = name if asked.chat else f"{name}-{number}"

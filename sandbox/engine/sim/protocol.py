@@ -381,7 +381,7 @@ class Reader:
         if values["temperature"] == 0 and values["n"] > 1:
             raise ApiError(f"n must be 1 when using greedy sampling, got {values['n']}.")
         logprobs = found.most_logprobs
-        if logprobs is not None and logprobs > self.config.serving.most_logprobs:
+        if logprobs is not None and logprobs > self.config.serving.most_logprobs >= 0:
             raise bad_value(
                 f"Requested sample logprobs of {logprobs}, which is greater than max allowed: "
                 f"{self.config.serving.most_logprobs}", "logprobs", logprobs,

@@ -123,7 +123,8 @@ class Writer:
 
     def write(self, count: int) -> tuple[str, list[int], str | None, str | int | None]:
         """Up to `count` tokens: (text to send, token ids, finish reason or None, what stopped it)."""
-        request, ids = self.request, []
+        request = self.request
+        ids: list[int] = []
         finish: str | None = None
         stop: str | int | None = None
         while finish is None and len(ids) < count:

@@ -43,26 +43,27 @@ class Serving:
 
 
 def read(args: argparse.Namespace) -> Serving:
-    """The settings that parsed arguments ask for."""
-    mode = str((args.compilation_config or {}).get("cudagraph_mode") or "").upper()
-    graphs = "eager" if args.enforce_eager or mode == "NONE" else "full" if mode in FULL_MODES else "piecewise"
-    policy = (args.kv_transfer_config or {}).get("kv_load_failure_policy")
+    """The settings that parsed arguments ask for; options that a release does not have are as by default."""
+    given = vars(args).get
+    mode = str((given("compilation_config") or {}).get("cudagraph_mode") or "").upper()
+    graphs = "eager" if given("enforce_eager") or mode == "NONE" else "full" if mode in FULL_MODES else "piecewise"
+    policy = (given("kv_transfer_config") or {}).get("kv_load_failure_policy")
     return Serving(
-        block_size=args.block_size or BLOCK_TOKENS,
-        caching=args.enable_prefix_caching is not False,
-        chunked=args.enable_chunked_prefill is not False,
-        long_prompt=args.long_prefill_token_threshold or 0,
-        blocks_override=args.num_gpu_blocks_override,
-        kv_bytes=args.kv_cache_memory_bytes,
+        block_size=given("block_size") or BLOCK_TOKENS,
+        caching=given("enable_prefix_caching") is not False,
+        chunked=given("enable_chunked_prefill") is not False,
+        long_prompt=given("long_prefill_token_threshold") or 0,
+        blocks_override=given("num_gpu_blocks_override"),
+        kv_bytes=given("kv_cache_memory_bytes"),
         graphs=graphs,
-        prompt_details=bool(args.enable_prompt_tokens_details),
-        request_id_headers=bool(args.enable_request_id_headers),
-        force_usage=bool(args.enable_force_include_usage),
-        track_load=bool(args.enable_server_load_tracking),
-        log_stats=not args.disable_log_stats,
-        most_logprobs=args.max_logprobs,
-        auto_tools=bool(args.enable_auto_tool_choice),
-        tool_parser=args.tool_call_parser,
+        prompt_details=bool(given("enable_prompt_tokens_details")),
+        request_id_headers=bool(given("enable_request_id_headers")),
+        force_usage=bool(given("enable_force_include_usage")),
+        track_load=bool(given("enable_server_load_tracking")),
+        log_stats=not given("disable_log_stats"),
+        most_logprobs=given("max_logprobs", 20),
+        auto_tools=bool(given("enable_auto_tool_choice")),
+        tool_parser=given("tool_call_parser"),
         recompute_lost=policy == "recompute",
     )
 

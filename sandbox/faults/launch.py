@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import struct
 from typing import Literal
 
 from sandbox.faults import programs
@@ -165,6 +167,17 @@ def disk_full(node: Node, path: str = "/root/.cache", mb: int = 16) -> Injection
     """A directory has only a few MB left; what is there stays, what is written meanwhile is gone after healing."""
     del node
     return Injection([small_disk(path, mb)], Look(f"df -P -m {path}", rf"\s{mb}\s+\d+\s+{mb}\s"))
+
+
+@fault("D24", "clock-skew")
+def clock_skew(node: Node, seconds: int = 90) -> Injection:
+    """The node's clock is ahead of the others'."""
+    ahead = base64.b64encode(struct.pack("=q", seconds * 10**9)).decode()
+    question = f"""import email.utils, time, urllib.request
+told = urllib.request.urlopen("http://{node.sandbox.services}/debian/Packages", timeout=5).headers["Date"]
+off = time.time() - email.utils.parsedate_to_datetime(told).timestamp()
+print("clock off" if abs(off) > 5 else "clock right")"""
+    return Injection([file_change("/etc/sandbox/clock", bytes=ahead)], Look(f"python3 -c '{question}'", "clock off"))
 
 
 def _shard(node: Node, model: str) -> str:

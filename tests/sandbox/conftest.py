@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from sandbox.faults.control import Control
-from sandbox.faults.model import Look
-from sandbox.lib import engine, plan
+from sandbox.faults.model import Look, Node
+from sandbox.lib import engine, packages, plan
 from sandbox.lib.lifecycle import Cluster
+from sandbox.lib.plan import Node as PlannedNode
 
 ROOT = Path(__file__).resolve().parents[2]
 INVENTORY = Path(__file__).parent / "inventory"
@@ -39,11 +41,11 @@ for top in places:
                     pass
             if not path.endswith(".lock") and not path.startswith(("/dev/pts", "/etc/docker")):
                 state[path] = about
-state["rules"] = [line.split("[")[0] for line in run("iptables-save") if line[0] != "#" and "DOCKER" not in line]
+state["rules"] = [line for line in run("iptables-save") if line.startswith("-A") and "DOCKER" not in line]
 state["addresses"] = sorted(line.strip() for line in run("ip", "-4", "-o", "address"))
 state["mounts"] = [line for line in run("findmnt", "-rn", "-o", "TARGET,OPTIONS") if "/docker/" not in line]
 state["units"] = run("systemctl", "list-units", "--plain", "--no-legend", "--state=running,failed", "--type=service")
-state["listening"] = sorted(line.split()[3] for line in run("ss", "-Hltn"))
+state["listening"] = sorted(line.split()[3] for line in run("ss", "-Hltn") if "127.0.0.11:" not in line)
 state["leases"] = sorted(os.listdir("/usr/local/dcmi/leases"))
 json.dump(state, sys.stdout)
 """
@@ -63,13 +65,25 @@ cat /tmp/log
 """
 
 
+class Shared(Cluster):
+    """The same cluster over one ssh connection a node, which saves most of the time. A login is another thing."""
+
+    def ssh(self, node: PlannedNode, *command: str, **options: Iterable[str]) -> list[str]:
+        words = super().ssh(node, *command, **options)
+        place = words.index("ControlPath=none")
+        shared = [f"ControlPath={self.directory}/%h", "-o", "ControlMaster=auto", "-o", "ControlPersist=60"]
+        return [*words[:place], *shared, *words[place + 1 :]]
+
+
 class Site:
     """The booted sandbox and the ways to look at its nodes."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
-        self.control = Control(cluster)
+        self.shared = Shared(cluster.sandbox, cluster.checkout, cluster.engine, cluster.say)
+        self.control = Control(self.shared)
         self.engines: set[str] = set()
+        self.references: dict[str, tuple[object, Node]] = {}
 
     def shell(self, name: str, command: str, check: bool = False) -> str:
         """What a shell command prints on a node, both streams, over ssh as an operator's would."""
@@ -85,22 +99,43 @@ class Site:
         assert not check or done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 
-    def look(self, name: str, look: Look) -> str:
+    def look(self, node: Node, look: Look) -> str:
         """What the operator sees at the place a fault shows."""
         if look.on == "engine":
-            return self.engine_log(name)
-        return self.shell(self.control.node(name).peer.name if look.on == "peer" else name, look.command)
+            return self.engine_log(node.planned.name)
+        return self.shell(node.peer.name if look.on == "peer" else node.planned.name, look.command)
+
+    def healthy(self, name: str) -> tuple[object, Node]:
+        """A node as it is without faults: its snapshot, and what faults are written against. Read once."""
+        if name not in self.references:
+            self.references[name] = self.snapshot(name), self.control.node(name)
+        return self.references[name]
 
     def snapshot(self, name: str) -> dict[str, object]:
         """Everything of a node that a fault may have touched."""
-        return json.loads(self.shell(name, f"python3 - <<'END'\n{SNAPSHOT}\nEND"))
+        return json.loads(self.shell(name, f"python3 - <<'END'\n{SNAPSHOT}\nEND", login=False))
+
+    def need_package(self, name: str) -> None:
+        """A driver package in root's home of one node."""
+        if "npu-driver" in self.shell(name, "ls /root"):
+            return
+        profile = self.cluster.node(name).profile
+        package = packages.driver(packages.CHIPS[profile["layout"]], "x86_64", profile["driver"], "25.5.2")
+        with tempfile.TemporaryDirectory() as folder:
+            (made,) = packages.write([package], Path(folder), print)
+            content = made.read_bytes()
+        command = self.cluster.ssh(self.cluster.node(name), f"cat >/root/{made.name}")
+        subprocess.run(command, input=content, check=True, timeout=60)
+        self.references.pop(name, None)
 
     def need_docker(self, name: str) -> None:
         """The container engine of the site's repository, on one node."""
+        if self.control.node(name).facts["docker"]:
+            return
+        self.references.pop(name, None)
         registry = self.cluster.sandbox.registry
         self.shell(
             name,
-            "command -v docker >/dev/null && exit\n"
             f"""mkdir -p /etc/docker && echo '{{"insecure-registries": ["{registry}"]}}' >/etc/docker/daemon.json\n"""
             "DEBIAN_FRONTEND=noninteractive apt-get install -y -qq docker.io",
             check=True,
@@ -121,6 +156,7 @@ class Site:
                 check=True,
             )
             self.engines.add(name)
+            self.references.pop(name, None)
         return self.shell(name, f"docker exec -i engine bash <<'END'\n{ENGINE}\nEND")
 
 
@@ -132,9 +168,20 @@ def site() -> Iterator[Site]:
     with engine.exclusive():
         cluster.down()
         cluster.up()
-    yield Site(cluster)
+    site = Site(cluster)
+    for node in sandbox.nodes:
+        site.control.active(node.name)  # its journal's folder and locks stay
+    yield site
     with engine.exclusive():
         cluster.down()
+
+
+@pytest.fixture
+def whole(site: Site) -> Iterator[Site]:
+    """The site, without faults after the test, whatever became of it."""
+    yield site
+    for node in site.cluster.sandbox.nodes:
+        site.control.heal(node.name)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from sandbox.faults.model import (
     HCCN_TOOL,
     STATE,
     Change,
+    FaultError,
     Injection,
     Look,
     Node,
@@ -182,6 +183,8 @@ def roce_retry(node: Node, device: int = 0, counter: str = "roce_new_pkt_rty_num
 def duplicate_sdid(node: Node, device: int = 0, other: int = 1) -> Injection:
     """Two devices of a super pod have the same identity."""
     sdid = node.device(other)["sdid"]
+    if sdid is None:
+        raise FaultError(f"{node.planned.name} belongs to no super pod; this fault needs an A3")
     look = Look(f"npu-smi info -t spod-info {node.chip(device)}", rf"SDID\s+: {sdid}\n")
     return Injection([node.set(device, "sdid", to=sdid)], look)
 

@@ -100,10 +100,13 @@ def gloo_loopback(node: Node) -> Injection:
 
 @fault("D10", "hostname-unresolved")
 def hostname_unresolved(node: Node, peer: str = "") -> Injection:
-    """The name of another node does not resolve."""
+    """The name of another node does not resolve: no entry in /etc/hosts, no name service that answers."""
     name = node.node(peer).name
-    change = file_change("/etc/hosts", sub=[rf"^\S+\s+{name}\n", ""])
-    return Injection([change], Look(f"ping -c 1 {name}", r"Name or service not known|failure in name resolution"))
+    changes = [
+        file_change("/etc/hosts", sub=[rf"^\S+\s+{name}\n", ""]),
+        file_change("/etc/resolv.conf", sub=[r"^nameserver .*$", "nameserver 127.0.0.1"]),
+    ]
+    return Injection(changes, Look(f"ping -c 1 {name}", r"Name or service not known|failure in name resolution"))
 
 
 @fault("D11", "proxy-env")
@@ -240,7 +243,7 @@ def tools_missing(node: Node, tool: Literal["npu-smi", "hccn_tool"] = "hccn_tool
     """One of the vendor's tools is not there."""
     del node
     path = {"npu-smi": "/usr/local/bin/npu-smi", "hccn_tool": HCCN_TOOL}[tool]
-    return Injection([file_change(path, absent=True)], Look(path, r"No such file or directory|not found"))
+    return Injection([file_change(path, absent=True)], Look(path, r"No such file or directory|command not found"))
 
 
 @fault("D32", "container-name-conflict")

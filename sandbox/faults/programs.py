@@ -32,18 +32,16 @@ while True:
 HOLD_MEMORY = (
     _READY
     + """
-import fcntl
+import fcntl, signal
 named(sys.argv[1])
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 with open(sys.argv[2], "w") as lease:
     fcntl.flock(lease, fcntl.LOCK_EX)
     lease.write(sys.argv[3])
     lease.flush()
     ready()
-    try:
-        import signal
-        signal.sigwait({signal.SIGTERM})
-    finally:
-        os.unlink(sys.argv[2])
+    signal.sigwait({signal.SIGTERM})
+    os.unlink(sys.argv[2])
 """
 )
 

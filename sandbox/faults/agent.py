@@ -61,8 +61,8 @@ def must(*argv: str, text: bytes | None = None) -> None:
 
 
 def replace(path: Path, data: bytes, mode: int) -> None:
-    """Writes a file in one step; in place where it can't be replaced, as a kernel knob or a file that is a mount."""
-    if not str(path).startswith(("/proc/", "/sys/")):
+    """Writes a file in one step; in place where that can't be: knobs, mounts, the clock that all map."""
+    if not str(path).startswith(("/proc/", "/sys/", "/etc/sandbox/")):
         new = path.with_name(f".{path.name}.fault")
         new.write_bytes(data)
         new.chmod(mode)
@@ -174,10 +174,12 @@ class NodeFile:
         os.chown(self.path, value["uid"], value["gid"])
 
     def edited(self, value: Any, change: Change) -> Any:
-        """The value after one edit: absent, text, append, sub [regex, by], keep (a share), flip (a byte) or mode."""
+        """The value after one edit: absent, text, bytes, append, sub [regex, by], keep a share, flip a byte, mode."""
         if change.get("absent"):
             if value["type"] == "directory":
                 raise AgentError(f"{self.path} is a directory; only a file can be taken away")
+            if value["type"] == "absent":
+                raise AgentError(f"{self.path} does not exist on this node")
             return ABSENT
         if value["type"] == "absent":
             if "text" not in change and "append" not in change:
@@ -188,6 +190,8 @@ class NodeFile:
         data = base64.b64decode(value["content"])
         if "text" in change:
             data = change["text"].encode()
+        elif "bytes" in change:
+            data = base64.b64decode(change["bytes"])
         elif "append" in change:
             data += change["append"].encode()
         elif "sub" in change:
@@ -506,9 +510,9 @@ def inject(journal: Journal, request: dict[str, Any]) -> dict[str, Any]:
 def heal(journal: Journal, request: dict[str, Any]) -> dict[str, Any]:
     """Takes off the faults of an id, or all of them, the newest first."""
     wanted = request.get("id")
-    chosen = [name for name, fault in journal.faults.items() if wanted in (None, fault["id"])]
+    chosen = [name for name, fault in reversed(journal.faults.items()) if wanted in (None, fault["id"])]
     notes: list[str] = []
-    for name in reversed(chosen):
+    for name in chosen:
         changes = [change for cell in journal.cells.values() for layer, change in cell["layers"] if layer == name]
         notes += journal.lift(name)
         settle(changes)

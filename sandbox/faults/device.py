@@ -11,6 +11,7 @@ from sandbox.faults.model import (
     FIRMWARE_INFO,
     HCCN_TOOL,
     INSTALL_INFO,
+    Change,
     Injection,
     Look,
     Node,
@@ -22,6 +23,8 @@ from sandbox.faults.model import (
 
 LIBRARY = "/usr/local/Ascend/driver/lib64/driver/libascend_hal.so"
 LEASES = "/usr/local/dcmi/leases"
+# A driver package that lies on the node says what its installer would meet, and changes nothing.
+CHECK_PACKAGE = "sh $(ls /root/*npu-driver*.run | head -n 1) --check --quiet"
 
 
 @fault("A01", "driver-not-loaded")
@@ -70,7 +73,7 @@ def firmware_mismatch(node: Node, version: str = "6.4.12.1.241") -> Injection:
     """The firmware is one that the driver is not made for."""
     changes = [
         node.set_node("firmware", "version", to=version),
-        file_change(FIRMWARE_INFO, sub=[r"^((?:package_)?[Vv]ersion)=.*", rf"\g<1>={version}"]),
+        _on_disk(FIRMWARE_INFO, version),
     ]
     npu = node.device(0)["npu_id"]
     return Injection(changes, Look(f"npu-smi info -t board -i {npu}", r"Compatibility\s+: NOK"))
@@ -82,6 +85,14 @@ def driver_too_old(node: Node, version: str = "24.1.rc1") -> Injection:
     return _driver(node, version, Look(f"cat {DRIVER_INFO}", rf"(?m)^Version={version}$"))
 
 
+@fault("A02", "reboot-pending")
+def reboot_pending(node: Node, version: str = "25.5.9") -> Injection:
+    """The driver on the disk is not the one that is live: a reboot makes it so."""
+    command = f"npu-smi info | grep -o 'Version: [^ ]*'; grep ^Version= {DRIVER_INFO}"
+    live = node.state["driver"]["version"]
+    return Injection([_on_disk(DRIVER_INFO, version)], Look(command, rf"Version: {live}\nVersion={version}\n"))
+
+
 @fault("B09", "node-drift")
 def node_drift(node: Node, version: str = "25.5.9") -> Injection:
     """The driver has another version than on the other nodes."""
@@ -89,8 +100,11 @@ def node_drift(node: Node, version: str = "25.5.9") -> Injection:
 
 
 def _driver(node: Node, version: str, look: Look) -> Injection:
-    text = file_change(DRIVER_INFO, sub=[r"^((?:package_)?[Vv]ersion)=.*", rf"\g<1>={version}"])
-    return Injection([node.set_node("driver", "version", to=version), text], look)
+    return Injection([node.set_node("driver", "version", to=version), _on_disk(DRIVER_INFO, version)], look)
+
+
+def _on_disk(path: str, version: str) -> Change:
+    return file_change(path, sub=[r"^((?:package_)?[Vv]ersion)=.*", rf"\g<1>={version}"])
 
 
 @fault("A09", "card-unhealthy")
@@ -137,6 +151,55 @@ def hbm_leftover(node: Node, device: int = 0, mb: int = 30000, owner: Literal["g
     lease = json.dumps({"pid": 1, "name": name, "devices": {str(device): mb}})
     place = f"{LEASES}/leftover-{device}.json"
     return Injection([process(f"leftover-hbm-{device}", programs.HOLD_MEMORY, name, place, lease)], look)
+
+
+@fault("A14", "nodes-busy-at-install")
+def devices_held(node: Node, device: int = 0) -> Injection:
+    """A process keeps a device open, so the driver's installer refuses."""
+    node.device(device)
+    path = f"/dev/davinci{device}"
+    look = Look("ls -l /proc/[0-9]*/fd 2>/dev/null", rf"-> {path}\n")
+    return Injection([process(f"leftover-device-{device}", programs.HOLD_DEVICE, "python_leftover", path)], look)
+
+
+@fault("A15", "kernel-headers")
+def kernel_headers(node: Node) -> Injection:
+    """The installer can't build the driver: the kernel's headers are not there."""
+    text = "driver build fail, /lib/modules/5.10.0-216.0.0.115/build: No such file or directory"
+    changes = [node.set_node("faults", "installer", to={"code": None, "text": text})]
+    return Injection(changes, Look(CHECK_PACKAGE, r"driver build fail.*/lib/modules/.*/build: No such file"))
+
+
+@fault("A16", "installer-lock")
+def installer_lock(node: Node) -> Injection:
+    """Another installer is running and does not end."""
+    del node
+    changes = [process("stuck-installer", programs.HOLD_LOCK, "install.sh", "/run/ascend_install.lock")]
+    return Injection(changes, Look(CHECK_PACKAGE, r"ERR_NO:0x0094"))
+
+
+@fault("A17", "user-missing")
+def user_missing(node: Node) -> Injection:
+    """The installer does not find the driver's service user."""
+    text = "HwHiAiUser not exists! Please add HwHiAiUser"
+    changes = [node.set_node("faults", "installer", to={"code": "0x0091", "text": text})]
+    return Injection(changes, Look(CHECK_PACKAGE, r"ERR_NO:0x0091.*HwHiAiUser not exists"))
+
+
+@fault("A18", "secure-boot")
+def secure_boot(node: Node) -> Injection:
+    """The kernel refuses the installer's modules, as they are not signed."""
+    text = "insmod drv_pcie_host.ko failed: Key was rejected by service"
+    changes = [node.set_node("faults", "installer", to={"code": None, "text": text})]
+    return Injection(changes, Look(CHECK_PACKAGE, r"Key was rejected by service"))
+
+
+@fault("A20", "partial-install-warning")
+def partial_install(node: Node) -> Injection:
+    """The driver's last installation did not end; npu-smi warns."""
+    del node
+    change = file_change(INSTALL_INFO, sub=[r"^Driver_Install_Status=.*\n", ""])
+    return Injection([change], Look("npu-smi info", r"driver package may not be completely installed"))
 
 
 @fault("A19", "install-info-missing")

@@ -10,6 +10,7 @@ from sandbox.faults.model import (
     HCCN_TOOL,
     STATE,
     Change,
+    FaultError,
     Injection,
     Look,
     Node,
@@ -161,9 +162,12 @@ def rail_miswired(node: Node, device: int = 0, other: int = 1) -> Injection:
 
 
 @fault("C15", "mtu-mismatch")
-def mtu_mismatch(node: Node, device: int = 0, mtu: int = 1500) -> Injection:
-    """A device's port has another MTU than its peers."""
-    return Injection([node.set(device, "roce", "mtu", to=mtu)], Look(hccn(device, "-mtu -g"), rf"mtu:{mtu}\b"))
+def mtu_mismatch(node: Node, mtu: int = 1500) -> Injection:
+    """The path between nodes takes small packets only: large pings are too long."""
+    peer = node.roce_of(node.peer, 0)
+    ping = hccn(0, f"-ping -g address {peer} pkt")
+    look = Look(f"{ping} 1; {ping} 4000", r"(?s) 1 received.*Message too long")
+    return Injection([node.set_node("faults", "ping_max_bytes", to=mtu)], look)
 
 
 @fault("C16", "roce-retry")
@@ -179,6 +183,8 @@ def roce_retry(node: Node, device: int = 0, counter: str = "roce_new_pkt_rty_num
 def duplicate_sdid(node: Node, device: int = 0, other: int = 1) -> Injection:
     """Two devices of a super pod have the same identity."""
     sdid = node.device(other)["sdid"]
+    if sdid is None:
+        raise FaultError(f"{node.planned.name} belongs to no super pod; this fault needs an A3")
     look = Look(f"npu-smi info -t spod-info {node.chip(device)}", rf"SDID\s+: {sdid}\n")
     return Injection([node.set(device, "sdid", to=sdid)], look)
 
@@ -189,7 +195,9 @@ def hccn_busy(node: Node, holder: Literal["unknown", "process"] = "process") -> 
     look = Look(hccn(0, "-ip -g"), "hccn_tool is busy")
     if holder == "unknown":
         return Injection([node.set_node("faults", "hccn_busy", to=True)], look)
-    return Injection([process("stuck-hccn-tool", programs.HOLD_LOCK, "/usr/local/dcmi/hccn_tool.lock")], look)
+    return Injection(
+        [process("stuck-hccn-tool", programs.HOLD_LOCK, "hccn_tool", "/usr/local/dcmi/hccn_tool.lock")], look
+    )
 
 
 @fault("G02", "slow-but-up")

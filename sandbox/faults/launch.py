@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import struct
 from typing import Literal
 
 from sandbox.faults import programs
@@ -98,10 +100,13 @@ def gloo_loopback(node: Node) -> Injection:
 
 @fault("D10", "hostname-unresolved")
 def hostname_unresolved(node: Node, peer: str = "") -> Injection:
-    """The name of another node does not resolve."""
+    """The name of another node does not resolve: no entry in /etc/hosts, no name service that answers."""
     name = node.node(peer).name
-    change = file_change("/etc/hosts", sub=[rf"^\S+\s+{name}\n", ""])
-    return Injection([change], Look(f"ping -c 1 {name}", r"Name or service not known|failure in name resolution"))
+    changes = [
+        file_change("/etc/hosts", sub=[rf"^\S+\s+{name}\n", ""]),
+        file_change("/etc/resolv.conf", sub=[r"^nameserver .*$", "nameserver 127.0.0.1"]),
+    ]
+    return Injection(changes, Look(f"ping -c 1 {name}", r"Name or service not known|failure in name resolution"))
 
 
 @fault("D11", "proxy-env")
@@ -167,6 +172,17 @@ def disk_full(node: Node, path: str = "/root/.cache", mb: int = 16) -> Injection
     return Injection([small_disk(path, mb)], Look(f"df -P -m {path}", rf"\s{mb}\s+\d+\s+{mb}\s"))
 
 
+@fault("D24", "clock-skew")
+def clock_skew(node: Node, seconds: int = 90) -> Injection:
+    """The node's clock is ahead of the others'."""
+    ahead = base64.b64encode(struct.pack("=q", seconds * 10**9)).decode()
+    question = f"""import email.utils, time, urllib.request
+told = urllib.request.urlopen("http://{node.sandbox.services}/debian/Packages", timeout=5).headers["Date"]
+off = time.time() - email.utils.parsedate_to_datetime(told).timestamp()
+print("clock off" if abs(off) > 5 else "clock right")"""
+    return Injection([file_change("/etc/sandbox/clock", bytes=ahead)], Look(f"python3 -c '{question}'", "clock off"))
+
+
 def _shard(node: Node, model: str) -> str:
     return f"{model or node.model()}/{LAST_SHARD}"
 
@@ -227,7 +243,7 @@ def tools_missing(node: Node, tool: Literal["npu-smi", "hccn_tool"] = "hccn_tool
     """One of the vendor's tools is not there."""
     del node
     path = {"npu-smi": "/usr/local/bin/npu-smi", "hccn_tool": HCCN_TOOL}[tool]
-    return Injection([file_change(path, absent=True)], Look(path, r"No such file or directory|not found"))
+    return Injection([file_change(path, absent=True)], Look(path, r"No such file or directory|command not found"))
 
 
 @fault("D32", "container-name-conflict")

@@ -147,7 +147,7 @@ def json_change(path: str, at: list[Any], value: Any) -> Change:
 
 
 def file_change(path: str, **edit: Any) -> Change:
-    """A file: absent=True, text=, append=, sub=[regex, by], keep=share, flip=offset, mode=."""
+    """A file: absent=True, text=, bytes= (base64), append=, sub=[regex, by], keep=share, flip=offset, mode=."""
     return {"kind": "file", "path": path, **edit}
 
 

@@ -32,28 +32,26 @@ while True:
 HOLD_MEMORY = (
     _READY
     + """
-import fcntl
+import fcntl, signal
 named(sys.argv[1])
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 with open(sys.argv[2], "w") as lease:
     fcntl.flock(lease, fcntl.LOCK_EX)
     lease.write(sys.argv[3])
     lease.flush()
     ready()
-    try:
-        import signal
-        signal.sigwait({signal.SIGTERM})
-    finally:
-        os.unlink(sys.argv[2])
+    signal.sigwait({signal.SIGTERM})
+    os.unlink(sys.argv[2])
 """
 )
 
-#: FILE: holds a lock as a call of the vendor's tool does that never ends.
+#: NAME FILE: holds a lock as a program does that never ends.
 HOLD_LOCK = (
     _READY
     + """
 import fcntl
-named("hccn_tool")
-with open(sys.argv[1], "w") as lock:
+named(sys.argv[1])
+with open(sys.argv[2], "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     ready()
     while True:
@@ -110,6 +108,18 @@ IDLE = (
     _READY
     + """
 named(sys.argv[1])
+ready()
+while True:
+    time.sleep(3600)
+"""
+)
+
+#: NAME PATH: keeps a device file open.
+HOLD_DEVICE = (
+    _READY
+    + """
+named(sys.argv[1])
+held = open(sys.argv[2], "rb")
 ready()
 while True:
     time.sleep(3600)

@@ -1,4 +1,7 @@
-"""Family E: prefill and decode, KV pool. Ports and the master's reachability are in `launch`."""
+"""Family E: prefill and decode, KV pool; with it the answers that are wrong (family G).
+
+Ports and the master's reachability are in `launch`.
+"""
 
 from __future__ import annotations
 
@@ -24,4 +27,12 @@ engine_fault(
 engine_fault(
     "E11", "batch-put-failed", "request", "HcclBatchPut, hccl_result = 9. Failed to put 64 keys",
     r"HcclBatchPut, hccl_result = \d", "The KV pool's data path fails",
+)  # fmt: skip
+engine_fault(
+    "E13", "proxy-200-empty", "request", "empty",
+    r'"text": ?""', "Answers are empty, with status 200",
+)  # fmt: skip
+engine_fault(
+    "G01", "garbage-output", "request", "garbage",
+    r'"text": ?"(?!.*Paris)[^"]', "Answers make no sense, with status 200",
 )  # fmt: skip

@@ -25,7 +25,7 @@ engine_fault(
 )  # fmt: skip
 engine_fault(
     "B05", "vllm-plugin-mismatch", "config",
-    "ImportError: cannot import name 'EngineCoreProc' from 'vllm.v1.engine.core' (vllm/v1/engine/core.py)",
+    "ImportError: cannot import name 'EngineCoreProc' from 'vllm.v1.engine.core' (unknown location)",
     r"cannot import name .* from 'vllm", "vllm and its Ascend plugin are of different releases",
 )  # fmt: skip
 engine_fault(

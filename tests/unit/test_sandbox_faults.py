@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
 from sandbox.engine.sim import faults as engine_faults
+from sandbox.engine.sim.api import ANSWER_FAULTS
 from sandbox.faults import agent
 from sandbox.faults.control import FAULTS
-from sandbox.faults.model import FaultError, find
+from sandbox.faults.model import STATE, FaultError, find
+from sandbox.faults.model import Node as FaultyNode
+from sandbox.lib import node_files
+from sandbox.lib.plan import Node, Sandbox, load_profile
 from tests.unit.engine_harness import put
 
 ROOT = Path(__file__).parents[2]
@@ -38,12 +44,40 @@ def test_an_engine_fault_has_the_catalogue_s_signature(fault):
     """What the engine is told to say shows as the fault promises, and as the diagnosis looks for it."""
     injection = fault.on(None, fault.arguments([]))
     text = injection.changes[0]["value"].partition(":")[2]
-    if text == "hang":
-        return
+    if text in (*ANSWER_FAULTS, "hang"):
+        return  # the engine does it, and says nothing
     assert re.search(injection.look.shows, text, re.IGNORECASE)
     for entry in findings():
         if entry["id"] == fault.id:
             assert any(re.search(signature, text, re.IGNORECASE) for signature in entry["signatures"]), entry
+
+
+@pytest.mark.parametrize("profile", ["a2", "a3", "910b4"])
+def test_faults_make_states_that_can_be(profile):
+    """Every change of a node's state leaves one that the schema allows, on every kind of server with devices."""
+    planned = [
+        Node("n-1", 11, "198.18.0.11", load_profile(profile)),
+        Node("n-2", 12, "198.18.0.12", load_profile(profile)),
+    ]
+    sandbox = Sandbox("test", ipaddress.IPv4Network("198.18.0.0/18"), "198.18.0.2", tuple(planned))
+    healthy = node_files.state(sandbox, planned[0])
+    schema = json.loads((ROOT / "sandbox/node/state.schema.json").read_text())
+    jsonschema.validate(healthy, schema)
+    facts = {"state": healthy, "models": ["/models/one"], "docker": True}
+    refused = set()
+    for fault in FAULTS.values():
+        state = json.loads(json.dumps(healthy))
+        try:
+            changes = fault.on(FaultyNode(planned[0], sandbox, facts), fault.arguments([])).changes
+        except FaultError:
+            refused.add(fault.id)
+            continue
+        for change in changes:
+            if change["kind"] == "json" and change["file"] == STATE:
+                holder, key = agent.JsonValue(change).find(state)
+                holder[key] = change["value"]
+        jsonschema.validate(state, schema)
+    assert refused == ({"C22", "G04", "G05"} if profile != "a3" else set())
 
 
 def test_names_and_arguments_are_checked():
@@ -83,7 +117,7 @@ def test_the_engine_reads_what_the_node_asks(tmp_path, monkeypatch):
     assert [(order.phase, order.kind) for order in engine_faults.orders()] == [("hccl", "first")]
 
 
-class Node:
+class Folder:
     """A node whose files lie in a folder of this machine."""
 
     def __init__(self, folder: Path) -> None:
@@ -124,7 +158,7 @@ def node(tmp_path, monkeypatch):
     put(tmp_path / "dcmi/state.json", json.dumps({"a": 1, "devices": [{"id": 4, "b": 2}, {"id": 7, "b": 3}]}).encode())
     put(tmp_path / "text", b"one\ntwo\nthree\n")
     (tmp_path / "text").chmod(0o640)
-    return Node(tmp_path)
+    return Folder(tmp_path)
 
 
 def test_values_come_back_in_any_order(node):

@@ -69,6 +69,31 @@ def test_every_release_gives_the_same_engine(machine, release):
     assert configuration.settings(parsed, table) == settings(*given)
 
 
+def test_nodes_share_a_rank_or_hold_ranks_of_their_own(machine):
+    first = settings("--nnodes", "2", "-tp", "8", "-pp", "2", "--master-addr", "192.0.2.1", "--master-port", "6000")
+    assert (first.nodes, first.node, first.world, first.local_world) == (2, 0, 16, 8)
+    assert first.master == ("192.0.2.1", 6000)
+    other = settings("--nnodes", "2", "--node-rank", "1", "-tp", "8", "-pp", "2", "--headless")
+    assert (other.nodes, other.node, other.is_head, other.data) == (2, 1, False, 1)
+    assert other.worker(0, 8) == "Worker_TP8"
+    second = settings("--nnodes", "2", "--node-rank", "1", "-tp", "8", "-dp", "2", "--headless")
+    assert (second.nodes, second.start_rank, second.data_local, second.local_world) == (1, 1, 1, 8)
+    external = settings("--nnodes", "2", "--node-rank", "1", "-tp", "8", "-dp", "2", "--data-parallel-external-lb")
+    assert (external.mode, external.ranks) == ("external", range(1, 2))
+
+
+def test_where_kv_events_go(machine):
+    def port(**given: object) -> int | None:
+        return settings("--kv-events-config", json.dumps(given)).events_port
+
+    assert port(enable_kv_cache_events=True) == 5557
+    assert port(enable_kv_cache_events=True, publisher="zmq", endpoint="tcp://*:7000") == 7000
+    assert port(enable_kv_cache_events=False, endpoint="tcp://*:7000") is None
+    assert port(enable_kv_cache_events=True, publisher="null") is None
+    assert port(enable_kv_cache_events=True, endpoint="ipc:///tmp/events") is None
+    assert settings().events_port is None
+
+
 def test_keys_of_the_speculative_configuration(machine):
     good = {"method": "mtp", "num_speculative_tokens": 2}
     assert settings("--speculative-config", json.dumps(good)).draft_tokens == 2
@@ -107,7 +132,12 @@ def test_data_parallel_shapes(machine):
             "prefill_tp_size: 1 must be greater than or equal to the decode_tp_size: 2",
         ),
         (["-dp", "2", "-tp", "4", "--kv-transfer-config", kv(kv_connector_extra_config={})], "must hold `prefill`"),
-        (["--distributed-executor-backend", "ray"], "has no Ray executor"),
+        (["--grpc"], "has no --config and no --grpc"),
+        (["--nnodes", "2", "--distributed-executor-backend", "ray"], "nnodes > 1 can only be set when"),
+        (["--nnodes", "3", "-tp", "4"], "world_size=4 must be divisible by nnodes=3."),
+        (["--nnodes", "2", "--node-rank", "2", "-tp", "4"], "node_rank=2 must be less than nnodes=2."),
+        (["--nnodes", "2", "--node-rank", "1", "-tp", "4"], "has to be --headless"),
+        (["--nnodes", "4", "-tp", "4", "-dp", "2"], "spans a rank over nodes only without data parallelism"),
         (["-tp", "4", "-dcp", "3"], "tp_size=4 must be divisible by dcp_size=3"),
     ],
 )  # fmt: skip

@@ -81,11 +81,21 @@ class Settings:
     host_ip: str
     api_keys: tuple[str, ...]
     serving: serving.Serving
+    nodes: int = 1  # that one data-parallel rank spans, with the executor mp
+    node: int = 0  # which of them this process is; only the first one serves
+    master: tuple[str, int] = ("127.0.0.1", 29501)  # where the nodes of a rank meet
+    ray: bool = False  # whether workers run in a Ray cluster instead of in this process
+    events_port: int | None = None  # of rank 0's KV events; each rank has the next one
 
     @property
     def world(self) -> int:
         """Devices of one data-parallel rank."""
         return self.tensor * self.pipeline * self.prefill_context
+
+    @property
+    def local_world(self) -> int:
+        """Devices of one data-parallel rank in this process."""
+        return self.world // self.nodes
 
     @property
     def ranks(self) -> range:
@@ -124,7 +134,9 @@ def settings(args: argparse.Namespace, table: dict[str, Any]) -> Settings:
     """Check what the engine checks before it starts anything; EngineError carries its message."""
     model_id = args.model_tag or args.model
     _check_serve(args)
+    _infer_from_nodes(args)
     mode, start, local = _data_parallel(args)
+    nodes = _nodes_of_a_rank(args, local)
     model = weights.read(model_id)
     if mode == "external" and args.data_parallel_size > 1 and not model.is_moe:
         raise EngineError(
@@ -177,6 +189,11 @@ def settings(args: argparse.Namespace, table: dict[str, Any]) -> Settings:
         host_ip=host_ip(),
         api_keys=serving.api_keys(args),
         serving=serving.read(args),
+        nodes=nodes,
+        node=args.node_rank % nodes,
+        master=(args.master_addr, args.master_port),
+        ray=args.distributed_executor_backend == "ray",
+        events_port=_events_port(args.kv_events_config),
     )
 
 
@@ -208,12 +225,53 @@ def _check_serve(args: argparse.Namespace) -> None:
             "--data-parallel-external-lb or --data-parallel-rank. Hybrid LB is enabled via "
             "--data-parallel-hybrid-lb or --data-parallel-start-rank. Use one mode or the other."
         )
-    if args.nnodes > 1 or args.distributed_executor_backend == "ray" or args.config or args.grpc:
+    if args.config or args.grpc:
+        raise EngineError("the sandbox's engine simulator has no --config and no --grpc", kind="NotImplementedError")
+    if args.nnodes > 1 and args.distributed_executor_backend not in (None, "mp"):
+        raise EngineError("nnodes > 1 can only be set when distributed executor backend is mp.")
+
+
+def _infer_from_nodes(args: argparse.Namespace) -> None:
+    """Fill in what follows from --nnodes and --node-rank for data parallelism, by the engine's rules."""
+    if args.nnodes <= 1:
+        return
+    within = args.tensor_parallel_size * args.pipeline_parallel_size
+    world = within * args.data_parallel_size
+    if world % args.nnodes:
+        raise EngineError(f"world_size={world} must be divisible by nnodes={args.nnodes}.", kind="AssertionError")
+    if args.node_rank >= args.nnodes:
+        raise EngineError(f"node_rank={args.node_rank} must be less than nnodes={args.nnodes}.", kind="AssertionError")
+    local_world = world // args.nnodes
+    rank = args.node_rank * local_world // within
+    if args.data_parallel_size > 1 and args.data_parallel_external_lb:
+        args.data_parallel_rank = rank
+    elif args.data_parallel_size_local is None:
+        args.data_parallel_size_local = max(local_world // within, 1)
+        args.data_parallel_start_rank = args.data_parallel_start_rank or rank
+
+
+def _nodes_of_a_rank(args: argparse.Namespace, local: int) -> int:
+    """Over how many nodes one data-parallel rank goes."""
+    nodes = args.nnodes // (args.data_parallel_size // local) if args.nnodes > 1 else 1
+    if nodes > 1 and (args.data_parallel_size > 1 or args.kv_transfer_config):
         raise EngineError(
-            "the sandbox's engine simulator has no Ray executor, --nnodes, --config or --grpc; "
-            "it takes --data-parallel-* layouts from the command line",
+            "the sandbox's engine simulator spans a rank over nodes only without data parallelism and KV transfer",
             kind="NotImplementedError",
         )
+    if nodes > 1 and args.node_rank and not args.headless:
+        raise EngineError(
+            f"node_rank={args.node_rank} runs workers only and has to be --headless", kind="AssertionError"
+        )
+    return max(nodes, 1)
+
+
+def _events_port(given: dict[str, Any] | None) -> int | None:
+    """The TCP port of rank 0's KV events; None where none are published, or not by a port."""
+    if not given or not given.get("enable_kv_cache_events") or given.get("publisher", "zmq") != "zmq":
+        return None
+    endpoint = str(given.get("endpoint", "tcp://*:5557"))
+    scheme, _, port = endpoint.rpartition(":")
+    return int(port) if scheme.startswith("tcp:") and port.isdecimal() else None
 
 
 def _data_parallel(args: argparse.Namespace) -> tuple[str, int, int]:
@@ -268,13 +326,13 @@ def _api_servers(args: argparse.Namespace, mode: str, local: int) -> int:
 
 def check_devices(config: Settings, devices: list[int]) -> list[int]:
     """The devices of the local ranks, in rank order; EngineError when there are too few."""
-    needed = config.world * config.data_local
+    needed = config.local_world * config.data_local
     if needed <= len(devices):
         return devices[:needed]
-    if config.world > len(devices):
+    if config.local_world > len(devices):
         raise EngineError(
-            f"World size ({config.world}) is larger than the number of available NPUs ({len(devices)}) in this node. "
-            "If this is intentional and you are using:\n- ray, set '--distributed-executor-backend ray'.\n"
+            f"World size ({config.local_world}) is larger than the number of available NPUs ({len(devices)}) in this "
+            "node. If this is intentional and you are using:\n- ray, set '--distributed-executor-backend ray'.\n"
             "- multiprocessing, set '--nnodes' appropriately."
         )
     first = len(devices) // config.world

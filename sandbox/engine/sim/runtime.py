@@ -20,6 +20,8 @@ from .frontend import FrontEnd
 from .kv import KvNode
 from .log import EngineError, failure, line, server_line
 from .metrics import Metrics
+from .nodes import FirstNode, OtherNode
+from .ports import Ports
 from .rank import Rank
 from .scheduler import Event, Request
 
@@ -34,7 +36,10 @@ class Engine:
         self.lease = Lease()
         self.kv = KvNode(config) if config.kv else None
         self.head = Head(config, self.fail) if config.is_head else None
-        self.member = None if config.is_head else Member(config)
+        self.member = None if config.is_head or config.node else Member(config)
+        self.first = FirstNode(config, self.fail) if config.nodes > 1 and not config.node else None
+        self.other = OtherNode(config) if config.node else None
+        self.ports = Ports(config)
         self.front: FrontEnd | None = None
         self.ranks: dict[int, Rank] = {}
         self.blocks = 0  # of each rank's KV cache
@@ -87,13 +92,20 @@ class Engine:
         config = self.config
         await self._phase("config")
         api_socket = self._bind_api()
-        if self.head:
-            await self.head.listen()
+        if self.other:
+            await self._run_workers(self.other)
+            return
+        for part in (self.head, self.first):
+            if part:
+                await part.listen()
+        self.ports.open_coordinator()
         joining = self._spawn(self.member.join()) if self.member else None
         if config.headless:
             line("APIServer", f"Launching {config.data_local} data parallel engine(s) in headless mode, with head node "
                  f"address tcp://{config.address}:{config.rpc_port}.", source="serve.py:178")  # fmt: skip
         await self._load()
+        if self.first:
+            await self.first.all_ready()
         if self.head:
             self.head.local_ready()
             await self.head.all_ready()
@@ -110,6 +122,17 @@ class Engine:
         if self.member:
             self._spawn(self.member.work(self._add, lambda rank, name: self.ranks[rank].abort(name)))
             line(config.core(config.start_rank), "Engine core(s) ready.", source="core.py:1011")
+
+    async def _run_workers(self, node: OtherNode) -> None:
+        """What a node does that does not serve, after its configuration."""
+        line("APIServer", f"Launching vLLM (v{self.version}) headless multiproc executor, with head node address "
+             f"{node.config.master[0]}:{node.config.master[1]} for torch.distributed process group.",
+             source="serve.py:186")  # fmt: skip
+        await node.join()
+        await self._load()
+        await faults.check(self.config, "ready")
+        line(node.who, "Workers of this node are ready.", source="multiproc_executor.py:760")
+        self._spawn(node.work())
 
     async def _phase(self, name: str) -> None:
         await timing.pause(timing.PHASES[name])
@@ -136,7 +159,7 @@ class Engine:
         devices = check_devices(config, visible_devices())
         await self._phase("devices")
         for rank in config.ranks:
-            local = devices[(rank - config.start_rank) * config.world :][: config.world]
+            local = devices[(rank - config.start_rank) * config.local_world :][: config.local_world]
             line(config.core(rank), f"Initializing a V1 LLM engine (v{self.version}) with model={config.model_id!r}, "
                  f"tensor_parallel_size={config.tensor}, data_parallel_rank={rank}, devices={local}",
                  source="core.py:109")  # fmt: skip
@@ -155,6 +178,7 @@ class Engine:
         await self._phase("kv")
         if self.kv:
             await self.kv.listen()
+        self.ports.open_ranks()
         if not config.eager:
             line(first, "Capturing CUDA graphs (decode, FULL):   0%|          | 0/8", source="model_runner_v1.py:2711")
             await self._phase("graph")
@@ -245,7 +269,7 @@ class Engine:
             server_line("APIServer", "Shutting down")
         for task in self.tasks:
             task.cancel()
-        for part in (self.head, self.member):
+        for part in (self.head, self.member, self.first, self.other, self.ports):
             if part:
                 part.close()
         if self.kv:

@@ -81,7 +81,7 @@ class Road:
 def reachable(url: str) -> bool:
     """Whether something answers at an address."""
     try:
-        with urllib.request.urlopen(url, timeout=5):  # noqa: S310 -- our own node, by http
+        with urllib.request.urlopen(url, timeout=5):
             return True
     except OSError:
         return False

@@ -20,6 +20,7 @@ __all__ = [
     "jemalloc_path",
     "mooncake_version",
     "source_scripts",
+    "states_first_rank",
     "version_key",
 ]
 
@@ -293,6 +294,15 @@ def mooncake_version(engine: str, version: Optional[str]) -> Optional[str]:
         if key >= (version_key(first) or ()):
             return mooncake
     return None
+
+
+def states_first_rank(version: Optional[str]) -> bool:
+    """Whether a node with an API may say that its first rank is 0, which is the default.
+
+    Releases after 0.21 take any start rank there for hybrid load balancing, and then turn headless nodes away.
+    """
+    key = version_key(version) if version else None
+    return key is None or key[:2] <= (0, 21)
 
 
 def source_scripts(engine: str) -> List[str]:

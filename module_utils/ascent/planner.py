@@ -141,6 +141,8 @@ class _Builder:
         self.scene = scene
         self.recipe = scene.recipe
         self.transfer: Optional[Mapping[str, Any]] = scene.recipe.get("kv_transfer")
+        engine = scene.recipe["engine"]
+        self.version: Optional[str] = engine.get("version") or engines.image_version(engine["image"])
         self.several = sum(pool["instances"] for pool in scene.pools) > 1
         # The server of a Ray cluster has no devices of its own; it sees those of its node.
         self.seen = {seat.instance: seat.devices for seat in scene.seats if seat.kind == "ray-head"}
@@ -200,11 +202,10 @@ class _Builder:
     def _engine_facts(
         self, processes: Sequence[Mapping[str, Any]], jobs: Sequence[Mapping[str, Any]]
     ) -> Dict[str, Any]:
-        engine = self.recipe["engine"]
         own = [one for one in [*processes, *jobs] if one["kind"] in layout.EXECUTED or one["kind"] == "job"]
         return {
             "name": self.scene.engine,
-            "version": engine.get("version") or engines.image_version(engine["image"]),
+            "version": self.version,
             "image": own[0]["container"]["image"] if own else self.scene.image(next(iter(self.scene.hosts))),
             "images": sorted({process["container"]["image"] for process in [*processes, *jobs]}),
         }
@@ -516,7 +517,8 @@ class _Builder:
                 argv.append(["--data-parallel-rank", str(parallel["start_rank"])])
             else:
                 argv.append(["--data-parallel-size-local", str(parallel["data_local"])])
-                argv.append(["--data-parallel-start-rank", str(parallel["start_rank"])])
+                if parallel["start_rank"] or not entry or engines.states_first_rank(self.version):
+                    argv.append(["--data-parallel-start-rank", str(parallel["start_rank"])])
             argv.append(["--data-parallel-address", parallel["address"]])
             argv.append(["--data-parallel-rpc-port", str(parallel["rpc_port"])])
         # One server per rank has one API process; a headless process has none.

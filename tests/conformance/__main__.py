@@ -38,7 +38,7 @@ def main() -> int:
     )
     failed = 0
     for check in [*CHECKS, *layouts(served)]:
-        if "log" in check.__name__ and served.logs is None:
+        if check.__name__.startswith("check_log_") and served.logs is None:
             print(f"-      {check.__name__}: no --log given")
             continue
         try:

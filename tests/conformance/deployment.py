@@ -145,7 +145,7 @@ class Deployment:
 
     def grows(self, name: str, before: float, least: float, url: str | None = None, **labels: str) -> float:
         """By how much a counter has grown, once it has grown by `least`: engines publish their figures in rounds."""
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while (grown := self.count(name, url, **labels) - before) < least and time.monotonic() < deadline:
             time.sleep(0.2)
         assert grown >= least, f"{name} {labels} grew by {grown}, not by {least}"

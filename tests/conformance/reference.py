@@ -101,4 +101,4 @@ _OPTIONAL: dict[str, tuple[str, set[str]]] = {
 }
 METRICS |= _NEWER | _OPTIONAL
 #: Metrics of connectors, which have names of their own for each.
-CONNECTOR_PREFIXES = ("vllm:nixl_", "vllm:kv_")
+CONNECTOR_PREFIXES = ("vllm:nixl_", "vllm:kv_", "vllm:num_requests_kv_fetch_")

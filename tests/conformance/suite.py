@@ -388,7 +388,7 @@ def check_log_phases(served: Deployment) -> None:
 
 
 def check_log_faultless(served: Deployment) -> None:
-    """A healthy engine's log holds nothing that the catalogue of faults takes for one; it would end a launch."""
+    """A healthy engine writes nothing that the catalogue takes for a fault: a launch would be ended for it."""
     assert served.logs, "the deployment gives no logs"
     catalogue = signatures.load()
     for name, log in served.logs().items():

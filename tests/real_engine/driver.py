@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ascent_controller import runs
 from tests.conformance.deployment import Deployment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,11 +59,17 @@ class Road:
 
     def plan(self) -> dict[str, Any]:
         """The launch plan of the last run."""
-        return json.loads((self.runs / "latest" / "plan.json").read_text(encoding="utf-8"))
+        plan = runs.read_plan(self.runs / "latest")
+        assert plan, f"the run in {self.runs / 'latest'} has no plan"
+        return plan
 
     def deploy(self, recipe: str, ranks: int = 1) -> Deployment:
         """Every stage, and what the suite has to know of what they left."""
         self.play("deploy.yml", "-e", f"recipe={recipe}")
+        return self.served(ranks)
+
+    def served(self, ranks: int = 1) -> Deployment:
+        """The deployment that the last run left."""
         plan = self.plan()
         return Deployment(
             url=plan["endpoint"]["url"],

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from tests.conformance.deployment import Deployment
 from tests.conformance.running import holds
 from tests.conformance.suite import CHECKS, layouts
-from tests.real_engine.driver import Road, sandbox
+from tests.real_engine.driver import Road, reachable, sandbox
 
 CLUSTER = "cpu-pair"
 #: The source of vllm-ascend's load_balance_proxy_server_example.py, which can't be had from a package registry.
 PROXY_VARIABLE = "ASCENT_VLLM_ASCEND_PROXY"
+#: A Python with fastapi, httpx and uvicorn for it, where this one lacks them.
+PYTHON_VARIABLE = "ASCENT_VLLM_ASCEND_PROXY_PYTHON"
+CONTROLLER = "127.0.0.1"
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +44,33 @@ def test_two_ranks(road: Road) -> None:
 
 def test_prefill_and_decode(road: Road) -> None:
     served = road.deploy("tiny-pd")
-    for check in [*CHECKS, *layouts(served)]:
+    for check in layouts(served):
         holds(check, served)
+    # The router's own answers are not the engine's: decode serves by itself what is sent to it.
+    for check in CHECKS:
+        holds(check, replace(served, url=served.engines["decode"]))
+    if PROXY_VARIABLE in os.environ:
+        behind_the_proxy_of_vllm_ascend(served, Path(os.environ[PROXY_VARIABLE]))
     road.play("playbooks/stop.yml", "-e", "recipe=tiny-pd")
+
+
+def behind_the_proxy_of_vllm_ascend(served: Deployment, source: Path) -> None:
+    """The same two engines, asked through the real proxy, which runs on this machine with the packages it needs."""
+    hosts = {role: url.removeprefix("http://").split(":") for role, url in served.engines.items()}
+    with socket.create_server((CONTROLLER, 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [os.environ.get(PYTHON_VARIABLE, sys.executable), str(source), "--host", CONTROLLER, "--port", str(port)]
+    for side, role in (("prefiller", "prefill"), ("decoder", "decode")):
+        command += [f"--{side}-hosts", hosts[role][0], f"--{side}-ports", hosts[role][1]]
+    with subprocess.Popen(command) as proxy:
+        try:
+            deadline = time.monotonic() + 60
+            while not reachable(f"http://{CONTROLLER}:{port}/healthcheck"):
+                assert proxy.poll() is None, f"{source} ended with {proxy.returncode}"
+                assert time.monotonic() < deadline, f"{source} does not answer"
+                time.sleep(0.5)
+            through = replace(served, url=f"http://{CONTROLLER}:{port}")
+            for check in layouts(through):
+                check(through)
+        finally:
+            proxy.terminate()

@@ -561,3 +561,14 @@ def test_every_reference_that_is_documented_has_a_value():
     assert values["endpoint_url"] == "http://198.18.0.1:9000"
     assert (values["head_ip"], values["instance"], values["kv_port"]) == ("198.18.0.1", "first-0", "61000")
     assert re.fullmatch(r"http://198\.18\.0\.1:8000,http://198\.18\.0\.2:8000", values["api_urls"])
+
+
+@pytest.mark.parametrize(("version", "stated"), [("v0.21.0rc1", True), ("v0.22.0", False), ("v0.32.0", False)])
+def test_newer_engines_take_a_start_rank_of_the_head_for_another_kind_of_balancing(version, stated):
+    plan = plan_of(
+        engine={**BASE["engine"], "image": f"quay.io/ascend/vllm-ascend:{version}"},
+        pools={"serve": {"nodes": 2, "tensor_parallel": 8, "data_parallel": 2}},
+    )
+    head, headless = (flags_of(one) for one in plan["processes"])
+    assert ("--data-parallel-start-rank" in head) == stated
+    assert headless["--data-parallel-start-rank"] == ["1"]

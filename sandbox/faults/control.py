@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 # Each family registers its faults.
-from sandbox.faults import device, fabric, launch, transfer, versions  # noqa: F401
+from sandbox.faults import device, engine, fabric, launch, versions  # noqa: F401
 from sandbox.faults.model import FAULTS, Fault, FaultError, Injection, Node, as_request, find, key
 from sandbox.lib.lifecycle import Cluster
 

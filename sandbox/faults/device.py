@@ -15,7 +15,6 @@ from sandbox.faults.model import (
     Injection,
     Look,
     Node,
-    engine_fault,
     fault,
     file_change,
     process,
@@ -207,11 +206,3 @@ def install_info_missing(node: Node) -> Injection:
     """/etc/ascend_install.info is gone."""
     del node
     return Injection([file_change(INSTALL_INFO, absent=True)], Look(f"cat {INSTALL_INFO}", "No such file or directory"))
-
-
-engine_fault(
-    "A12", "set-device-bad-id", "devices",
-    "EL0003: [PID: 1] Set device failed, ret=107001. Failed to open device. "
-    'Error setting ASCEND_RT_VISIBLE_DEVICES: local range: [0, 2) base value: "0,1,2,3"',
-    r"EL0003.*Failed to open device", "The engine's visible devices are not those of its container",
-)  # fmt: skip

@@ -14,7 +14,6 @@ from sandbox.faults.model import (
     Injection,
     Look,
     Node,
-    engine_fault,
     fault,
     file_change,
     listener,
@@ -225,54 +224,3 @@ def false_link_down(node: Node) -> Injection:
         changes.append(node.set(device["phy_id"], "roce", "net_health", to="Init"))
     ping = hccn(0, f"-hccs_ping -g address {node.device(1)['vnic']['address']} pkt 1")
     return Injection(changes, Look(f"{hccn(0, '-link -g')}; {ping}", r"(?s)link status: DOWN.* 0\.00% packets loss"))
-
-
-engine_fault(
-    "C02", "notify-timeout", "request",
-    "EI0002: The wait execution of the Notify register times out. notify wait failed, error code is 107020",
-    r"EI0002.*notify wait", "A peer crashed or diverged while the engine ran",
-)  # fmt: skip
-engine_fault(
-    "C03", "ranks-missing", "hccl",
-    "EI0015: topo exchange server get socket timeout! connected rankNum 8, need connect rankNum 16",
-    r"EI0015.*topo exchange server get socket timeout", "Not all ranks came to the collective's rendezvous",
-)  # fmt: skip
-engine_fault(
-    "C05", "device-port-bound", "hccl",
-    "EI0019: The IP address and port have been bound already. socket type[0], ip[198.51.100.7], port[16666]",
-    r"socket type\[[01]\].*port\[16666\]", "Two processes want the same NPU's port",
-)  # fmt: skip
-engine_fault(
-    "C07", "wrong-socket-ifname", "hccl",
-    "EI0001: Environment variable error: get host ip fail by socket Ifname[enp67s0f0]",
-    r"EI0001.*get host ip fail by socket Ifname", "The configured interface does not exist on the node",
-)  # fmt: skip
-engine_fault(
-    "C08", "bad-env-value", "hccl",
-    "EI0001: Value 100 for environment variable HCCL_CONNECT_TIMEOUT is invalid. Expected: [120, 7200]",
-    r"EI0001.*Value .* for environment variable", "A variable of HCCL has a value outside its range",
-)  # fmt: skip
-engine_fault(
-    "C17", "sdma-error", "request", "EI0012: SDMA task execution failed, fftsplus sdma error",
-    r"EI0012.*fftsplus sdma error", "A copy between devices failed",
-)  # fmt: skip
-engine_fault(
-    "C18", "args-inconsistent", "hccl",
-    "EI0005: CMD information cclbufferSize check fail. localConfig 200, remoteConfig 1024",
-    r"EI0005.*CMD information .* check fail", "Ranks run with different settings of HCCL",
-)  # fmt: skip
-engine_fault(
-    "C19", "buffsize-small", "graph",
-    "HCCL_BUFFSIZE is too SMALL, moe dispatch NEEDS = 1024MB, HCCL_BUFFSIZE=200MB",
-    r"HCCL_BUFFSIZE(_EP)? is too SMALL.*= (\d+)MB, HCCL_BUFFSIZE=(\d+)MB",
-    "The collectives' buffer is too small for MoE",
-)  # fmt: skip
-engine_fault(
-    "C20", "buffsize-big", "hccl",
-    "EI0011: HCCL buffer allocation failure, size 2147483648. EL0004: Failed to allocate memory",
-    r"EI0011.*EL0004", "The collectives' buffers do not fit beside the model",
-)  # fmt: skip
-engine_fault(
-    "C21", "rank-table", "hccl", "EI0014: Rank table /home/hccl.json is not a valid real path",
-    r"EI0014.*is not a valid real path", "The rank table is not there or not valid",
-)  # fmt: skip

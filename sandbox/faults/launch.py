@@ -16,7 +16,6 @@ from sandbox.faults.model import (
     Look,
     Node,
     container,
-    engine_fault,
     fault,
     file_change,
     listener,
@@ -268,37 +267,3 @@ def restart_loop(node: Node, name: str = "leftover-loop") -> Injection:
 def _need_docker(node: Node) -> None:
     if not node.facts["docker"]:
         raise FaultError(f"{node.planned.name} has no container engine yet; `playbooks/provision.yml` installs it")
-
-
-engine_fault(
-    "D05", "start-timeout", "graph",
-    "Timed out waiting for engines to send initial message on input socket.",
-    r"Timed out waiting for engines?.*initial message", "The engine was not ready in time",
-)  # fmt: skip
-engine_fault(
-    "D06", "start-stalled", "hccl", "hang", r"No available shared memory broadcast block",
-    "The engine's start stops making progress",
-)  # fmt: skip
-engine_fault(
-    "D20", "config-model-mismatch", "weights", "KeyError: 'layers.0.mlp.experts.w2_weight_scale'",
-    r"KeyError: .*(weight_scale|rope)", "The weights do not fit the engine's flags",
-)  # fmt: skip
-engine_fault(
-    "D21", "kv-does-not-fit", "memory",
-    "No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when initializing the engine.",
-    r"No available memory for the cache blocks", "No memory is left for the KV cache",
-)  # fmt: skip
-engine_fault(
-    "D22", "oom-own", "memory",
-    "NPU out of memory. Tried to allocate 2.00 GiB (NPU 0; 61.28 GiB total capacity; 60.10 GiB already allocated; "
-    "0.41 GiB free; 60.30 GiB reserved in total by PyTorch)",
-    r"NPU out of memory.*60\.30 GiB reserved", "The engine itself uses up the device's memory",
-)  # fmt: skip
-engine_fault(
-    "D27", "aicore-timeout", "request", "aicore execute timeout, error code is 507014. EZ9999: Inner Error!",
-    r"507014", "A kernel does not end on a device",
-)  # fmt: skip
-engine_fault(
-    "D29", "cpu-binding", "devices", "enable_cpu_binding: taskset: failed to set pid 1's affinity: Invalid argument",
-    r"taskset: failed", "Binding the engine to processors fails",
-)  # fmt: skip

@@ -25,7 +25,6 @@ from sandbox.lib.plan import Node as PlannedNode
 from sandbox.lib.plan import Sandbox, SandboxError, roce_address, vnic_address
 
 STATE = "/usr/local/dcmi/state.json"
-ENGINE_FAULTS = "/usr/local/dcmi/engine-faults.json"
 HCCN_CONF = "/etc/hccn.conf"
 HCCN_TOOL = "/usr/local/Ascend/driver/tools/hccn_tool"
 DRIVER_INFO = "/usr/local/Ascend/driver/version.info"
@@ -241,21 +240,6 @@ def fault(id: str, name: str) -> Callable[[Callable[..., Injection]], Callable[.
         return function
 
     return register
-
-
-def engine_fault(id: str, name: str, phase: str, text: str, shows: str, summary: str) -> None:
-    """Registers a fault that is a line of the engine's log: the simulator reads it from the node when it starts.
-
-    `phase` is one of the simulator's; the process fails there with `text`.
-    """
-
-    def inject(node: Node, process: str = "*", phase: str = phase, rank: int = -1) -> Injection:
-        del node
-        place = phase if rank < 0 else f"{phase}@{rank}"
-        return Injection([json_change(ENGINE_FAULTS, [process], f"{place}:{text}")], Look(process, shows, on="engine"))
-
-    inject.__doc__ = summary
-    fault(id, name)(inject)
 
 
 def find(text: str) -> Fault:

@@ -66,6 +66,7 @@ then answer=$(curl -s -m 5 -H 'Content-Type: application/json' \\
 fi
 kill $! 2>/dev/null
 wait $!
+echo "exit $?"
 cat /tmp/log
 echo "answer: $answer"
 """

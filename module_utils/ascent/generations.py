@@ -14,7 +14,7 @@ generation leaves an unchanged process running.
 
 from __future__ import annotations
 
-__all__ = ["container_definition", "decide", "images_of", "locked_digest", "manifest", "to_restart"]
+__all__ = ["container_definition", "decide", "images_of", "locked_digest", "manifest", "to_stop"]
 
 import hashlib
 from typing import Any, Dict, Iterable, List, Mapping, Optional
@@ -102,27 +102,32 @@ def manifest(
     }
 
 
-def to_restart(
+def to_stop(
     plan: Mapping[str, Any], decision: Mapping[str, Any], nodes: Mapping[str, Optional[Mapping[str, Any]]]
 ) -> List[str]:
-    """Processes that run as they should and have to start again all the same, because a peer of their instance does.
+    """Processes that run and have to end on all hosts before any of their instance starts.
 
-    The ranks of an instance know each other only from a common start: one that outlived its peers never gets well.
+    Those are all of an instance of which one doesn't run, or not as it should. The ranks of an instance know each other
+    only from a common start: one that outlived its peers never gets well, and may join a new head just before it ends.
     ``nodes`` maps hosts to their ``ascent_node`` facts.
     """
-    right = set()
+    right, alive = set(), set()
     for node in nodes.values():
         for container in ((node or {}).get("container_engine") or {}).get("containers") or ():
             labels = container["labels"]
-            wanted = decision["processes"].get(labels.get("ascent.process"), {}).get("definition")
+            name = labels.get("ascent.process")
+            wanted = decision["processes"].get(name, {}).get("definition")
+            if container["state"] in ("running", "restarting"):
+                alive.add(name)
             if container["state"] == "running" and labels.get("ascent.definition") == wanted:
-                right.add(labels["ascent.process"])
-    names = []
-    for instance in plan["instances"]:
-        well = [name for name in instance["processes"] if name in right]
-        if len(well) < len(instance["processes"]):
-            names += well
-    return names
+                right.add(name)
+    return [
+        name
+        for instance in plan["instances"]
+        if not right.issuperset(instance["processes"])
+        for name in instance["processes"]
+        if name in alive
+    ]
 
 
 def _locked(plan: Mapping[str, Any], digests: Digests) -> Dict[str, Optional[str]]:

@@ -16,7 +16,7 @@ from ascent_controller import facts, render
 
 
 class ActionModule(ActionBase):
-    """Sets the host fact ``ascent_generation``: what `generations.decide` returns, and ``restart``."""
+    """Sets the host fact ``ascent_generation``: what `generations.decide` returns, and ``stop`` of `generations.to_stop`."""
 
     TRANSFERS_FILES = False
     _requires_connection = True
@@ -51,6 +51,6 @@ class ActionModule(ActionBase):
                 task_vars=task_vars,
             )
         )
-        restart = generations.to_restart(plan, decision, nodes)
-        result["ansible_facts"] = {"ascent_generation": {"restart": restart, **decision}}
+        stop = generations.to_stop(plan, decision, nodes)
+        result["ansible_facts"] = {"ascent_generation": {"stop": stop, **decision}}
         return result

@@ -116,18 +116,19 @@ def container(process: str, definition: str, state: str = "running") -> dict:
 
 
 @pytest.mark.parametrize(
-    ("containers", "restart"),
+    ("containers", "stop"),
     [
         ([container("head", "h"), container("headless", "l")], []),
         ([container("head", "h", "exited"), container("headless", "l")], ["headless"]),
-        ([container("head", "older"), container("headless", "l")], ["headless"]),
+        ([container("head", "older"), container("headless", "l")], ["head", "headless"]),
         ([container("head", "h")], ["head"]),
+        ([container("head", "h", "restarting"), container("headless", "l")], ["head", "headless"]),
         ([], []),
     ],
 )
-def test_an_instance_starts_as_a_whole(containers: list, restart: list) -> None:
+def test_an_instance_starts_as_a_whole(containers: list, stop: list) -> None:
     a_plan = {"instances": [{"processes": ["head", "headless"]}, {"processes": ["other"]}]}
     decision = {"processes": {name: {"definition": name[0]} for name in ("head", "other")}}
     decision["processes"]["headless"] = {"definition": "l"}
     nodes = {"a3-01": {"container_engine": {"containers": [*containers, container("other", "o")]}}, "a3-02": None}
-    assert generations.to_restart(a_plan, decision, nodes) == restart
+    assert generations.to_stop(a_plan, decision, nodes) == stop

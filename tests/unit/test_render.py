@@ -39,8 +39,9 @@ def test_bash_sees_the_same_word(text):
 @settings(max_examples=100)
 @given(st.lists(st.lists(ANY, min_size=1, max_size=3), min_size=1, max_size=5))
 def test_a_command_over_lines_is_one_command(argv):
-    joined = "\n".join(shell.command_lines(argv)).replace("\\\n", "")
-    assert shlex.split(joined) == [part for entry in argv for part in entry]
+    command = "\n".join(shell.command_lines([["printf", "%s\\0"], *argv]))
+    shown = subprocess.run(["bash", "-c", command], capture_output=True, text=False, check=True).stdout
+    assert shown.decode().split("\0")[:-1] == [part for entry in argv for part in entry]
 
 
 def test_nul_is_refused():

@@ -82,7 +82,7 @@ class Road:
 
     def log(self, process: dict[str, Any]) -> str:
         """What a process's container has written."""
-        return sandbox("shell", self.cluster, process["host"], "docker", "logs", process["container"]["name"])
+        return sandbox("shell", self.cluster, process["host"], "docker", "logs", process["container"]["name"], "2>&1")
 
 
 def reachable(url: str) -> bool:

@@ -45,9 +45,9 @@ def test_conformance(check: Check, served: Deployment) -> None:
 
 
 def test_a_second_deploy_changes_nothing_and_stop_ends_it(road: Road, served: Deployment) -> None:
-    before = road.log(road.plan()["processes"][0])
     again = road.deploy("tiny-single")
-    assert road.log(road.plan()["processes"][0]).startswith(before), "the container was not restarted"
     assert again.url == served.url
+    log = road.log(road.plan()["processes"][0])
+    assert log.count("Started server process") == 1, "the container was restarted"
     road.play("playbooks/stop.yml", "-e", "recipe=tiny-single")
     assert not reachable(f"{served.url}/health")

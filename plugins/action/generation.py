@@ -16,7 +16,7 @@ from ascent_controller import facts, render
 
 
 class ActionModule(ActionBase):
-    """Sets the host fact ``ascent_generation``: what `generations.decide` returns, and ``stop`` of `generations.to_stop`."""
+    """Sets the host fact ``ascent_generation``: what `generations.decide` returns, with ``stop`` of `to_stop`."""
 
     TRANSFERS_FILES = False
     _requires_connection = True

@@ -200,10 +200,16 @@ def hccn_busy(node: Node, holder: Literal["unknown", "process"] = "process") -> 
 
 
 @fault("G02", "slow-but-up")
-def slow_but_up(node: Node, device: int = 0, mbps: int = 100000) -> Injection:
-    """A port came up at a lower speed; everything works, slower."""
-    look = Look(hccn(device, "-speed -g"), rf"Speed: {mbps} Mb/s")
-    return Injection([node.set(device, "roce", "speed_mbps", to=mbps)], look)
+def slow_but_up(node: Node, device: int = 0, mbps: int = 100000, peer: str = "", delay_us: int = 2000) -> Injection:
+    """A port came up at a lower speed; or pings to the same device of one peer (peer=NODE) take longer."""
+    if not peer:
+        look = Look(hccn(device, "-speed -g"), rf"Speed: {mbps} Mb/s")
+        return Injection([node.set(device, "roce", "speed_mbps", to=mbps)], look)
+    other = node.node(peer)
+    delays = {address(other, device): delay_us for address in (node.roce_of, node.vnic_of)}
+    ping = hccn(device, f"-ping -g address {node.roce_of(other, device)}")
+    look = Look(ping, rf"seq=0,time={delay_us // 1000}\.\d+ms")
+    return Injection([node.set_node("faults", "ping_delay_us", str(device), to=delays)], look)
 
 
 @fault("G04", "exit-zero-error")

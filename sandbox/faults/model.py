@@ -114,12 +114,12 @@ class Node:
         return json_change(STATE, ["devices", {"phy_id": number}, *at], to) | {"moving": moving}
 
     def set_node(self, *at: str, to: Any) -> Change:
-        """A change of the node's own state."""
+        """A change of the node's own state: of a value that is there, or a new key of an object."""
         value: Any = self.state
-        for step in at:
-            if not isinstance(value, Mapping) or step not in value:
-                raise FaultError(f"the state of {self.planned.name} ({self.state['profile']}) has no {'.'.join(at)}")
-            value = value[step]
+        for step in at[:-1]:
+            value = value.get(step) if isinstance(value, Mapping) else None
+        if not isinstance(value, Mapping) or (at[-1] not in value and not at[-1].isdigit()):
+            raise FaultError(f"the state of {self.planned.name} ({self.state['profile']}) has no {'.'.join(at)}")
         return json_change(STATE, list(at), to)
 
     def roce_of(self, node: PlannedNode, number: int) -> str:

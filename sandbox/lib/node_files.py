@@ -85,6 +85,7 @@ def state(sandbox: Sandbox, node: Node) -> dict[str, Any]:
             "npu_smi_ret": None,
             "hccn_busy": False,
             "ping_drop_nth": {},
+            "ping_delay_us": {},
             "ping_max_bytes": None,
             "installer": None,
             "replies": [],

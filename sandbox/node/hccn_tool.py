@@ -423,8 +423,14 @@ def echo(connection: socket.socket, target: str, identifier: int, sequence: int,
             return time.monotonic() - started
 
 
-def round_trips(source: str, target: str, count: int, size: int, drop_nth: int | None) -> list[float | None]:
-    """The round trips of `count` pings from `source`, each in seconds or None. Raises OSError when none can be sent."""
+def round_trips(device: Device, state: State, source: str, target: str, count: int, size: int) -> list[float | None]:
+    """The round trips of `count` pings from `source`, each in seconds or None. Raises OSError when none can be sent.
+
+    The state's faults lose some of them, or make those to a peer take longer.
+    """
+    number, faults = str(device["phy_id"]), state["faults"]
+    drop_nth = faults["ping_drop_nth"].get(number)
+    delay = faults["ping_delay_us"].get(number, {}).get(target, 0) / 1e6
     identifier = os.getpid() & 0xFFFF
     results: list[float | None] = []
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as connection:
@@ -432,8 +438,12 @@ def round_trips(source: str, target: str, count: int, size: int, drop_nth: int |
         for sequence in range(count):
             if drop_nth and (sequence + 1) % drop_nth == 0:
                 results.append(None)
-            else:
-                results.append(echo(connection, target, identifier, sequence, size))
+                continue
+            seconds = echo(connection, target, identifier, sequence, size)
+            if seconds is not None:
+                time.sleep(delay)
+                seconds += delay
+            results.append(seconds)
     return results
 
 
@@ -469,14 +479,13 @@ def ping(device: Device, state: State, arguments: list[str]) -> int:
     if not port["address"]:
         fail("Get ipconf failed, because no ip was preset there!", 13)
     print(f"device {device['phy_id']} PING {target}")
-    drop = state["faults"]["ping_drop_nth"].get(str(device["phy_id"]))
     limits = [port["mtu"], state["faults"]["ping_max_bytes"] or port["mtu"]]
     try:
         if size and size + IP_HEADERS > min(limits):
             print("Message too long")
             results: list[float | None] = [None] * count
         else:
-            results = round_trips(port["address"], target, count, (size or ROCE_PAYLOAD) // 2 * 2, drop)
+            results = round_trips(device, state, port["address"], target, count, (size or ROCE_PAYLOAD) // 2 * 2)
     except OSError:
         print("Destination Host Unreachable")
         results = [None] * count
@@ -499,12 +508,11 @@ def hccs_ping(device: Device, state: State, arguments: list[str]) -> int:
         fail("The command is not supported on this product.", 13, stdout=True)
     target, count, size = ping_target(arguments, state)
     print(f"device {device['phy_id']} PING {target}\n")
-    drop = state["faults"]["ping_drop_nth"].get(str(device["phy_id"]))
     sent = port["link"] == "UP" and bool(port["address"])
     results: list[float | None] = [None] * count
     if sent:
         try:
-            results = round_trips(port["address"], target, count, (size or HCCS_PAYLOAD) // 2 * 2, drop)
+            results = round_trips(device, state, port["address"], target, count, (size or HCCS_PAYLOAD) // 2 * 2)
         except OSError:
             sent = False
     for sequence, seconds in enumerate(results):

@@ -32,6 +32,7 @@ VARIANTS = [
     ("C11", ["where=live", "device=1"], "a2-01"),
     ("C12", ["where=conf"], "a2-01"),
     ("C25", ["holder=unknown"], "a2-01"),
+    ("G02", ["peer=a2-01", "device=3"], "a3-01"),
     ("D31", ["tool=npu-smi"], "a3-01"),
     ("A07", [], "a2-01"),
 ]

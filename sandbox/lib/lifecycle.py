@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sandbox.engine.ray import image as ray_image
 from sandbox.lib.engine import LABEL, Engine, inotify_instances
 from sandbox.lib.images import Builder, Images, release_named
 from sandbox.lib.node_files import (
@@ -105,6 +106,8 @@ class Cluster:
 
     def _bring_up(self) -> None:
         images = Builder(self.engine, self.say).build(node.suite for node in self.sandbox.nodes)
+        if self.sandbox.engine_ray and images.engine:
+            images = replace(images, engine=ray_image.build(self.engine, self.say, images.engine))
         if self.sandbox.real_images or self.sandbox.tiny_models:
             images = replace(images, real=real_image.build(self.engine, self.say, images.base))
             if self.sandbox.tiny_models:

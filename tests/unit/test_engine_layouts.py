@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.engine_harness import Process, free_ports, get, make_machine, post, serve, vllm
+from sandbox.engine.sim import config as configuration
+from sandbox.engine.sim.options import load_table, make_parser
+from sandbox.engine.sim.ray_executor import NodeWorkers, Part, parts, twice_addressed
+from tests.unit.engine_harness import MODEL, Process, free_ports, get, make_machine, post, put, serve, vllm
 
 Start = Callable[..., Process]
 PROMPT = {"model": "tiny", "prompt": "one two three", "max_tokens": 4}
@@ -108,3 +111,49 @@ def test_the_release_of_the_image_is_the_one_that_is_simulated(start: Start):
     assert new.exit() == 2
     assert "unrecognized arguments: --rope-scaling" in new.text()
     assert start("version", vllm("--version"), SIM_VERSION="0.23.0").exit() == 0
+
+
+def test_parts_of_a_placement_group():
+    """Bundles come in any order; each node is one part, from its first bundle on."""
+    assert parts({3: "b", 0: "a", 1: "a", 2: "b", 4: "b"}) == [Part("a", 0, 2), Part("b", 2, 3)]
+    assert twice_addressed({"a": "192.0.2.1", "b": "192.0.2.2"}) is None
+    told = twice_addressed({"a": "192.0.2.1", "b": "192.0.2.1"})
+    assert told is not None
+    assert "Got 2 nodes with node ids ['a', 'b'] and 1 unique IP addresses ['192.0.2.1']" in told
+
+
+def test_workers_of_a_ray_node_take_memory_and_read_weights(root: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, value in {"SIM_ROOT": str(root), "VLLM_USE_MODELSCOPE": "true", "VLLM_HOST_IP": "192.0.2.9"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("ASCEND_RT_VISIBLE_DEVICES", "GLOO_SOCKET_IFNAME", "HCCL_SOCKET_IFNAME", "HCCL_IF_IP"):
+        monkeypatch.delenv(name, raising=False)
+    table = load_table()
+    arguments = ["serve", MODEL, "-tp", "4", "--distributed-executor-backend", "ray"]
+    settings = configuration.settings(make_parser(table, "0.21.0").parse_args(arguments), table)
+    assert settings.ray
+    workers = NodeWorkers()
+    assert workers.address() == "192.0.2.9"
+    assert workers.load(settings, 4)["left"] > 0
+    (lease,) = (root / "usr/local/dcmi/leases").glob("*.json")
+    assert sorted(json.loads(lease.read_text())["devices"]) == ["0", "1", "2", "3"]
+    second = NodeWorkers().load(settings, 4)
+    assert second["error"]["message"].startswith("NPU out of memory")
+    workers.lease.release()
+    monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "0")
+    assert (
+        "RAY_EXPERIMENTAL_NOSET_ASCEND_RT_VISIBLE_DEVICES is not set"
+        in (NodeWorkers().load(settings, 4)["error"]["message"])
+    )
+    monkeypatch.delenv("ASCEND_RT_VISIBLE_DEVICES")
+    next((root / "root").rglob("*00002.safetensors")).unlink()
+    lost = NodeWorkers()
+    assert lost.load(settings, 4)["error"]["kind"] == "FileNotFoundError"
+    lost.lease.release()
+
+
+def test_without_ray_in_the_image_the_executor_says_so(start: Start, tmp_path: Path):
+    put(tmp_path / "without/ray.py", b"raise ModuleNotFoundError(\"No module named 'ray'\")\n")
+    arguments = serve(free_ports(1), "-tp", "2", "--distributed-executor-backend", "ray")
+    server = start("server", arguments, PYTHONPATH=str(tmp_path / "without"))
+    assert server.exit() == 1
+    assert "Failed to import Ray" in server.text()

@@ -230,6 +230,12 @@ def _check_serve(args: argparse.Namespace) -> None:
     if args.nnodes > 1 and args.distributed_executor_backend not in (None, "mp"):
         raise EngineError("nnodes > 1 can only be set when distributed executor backend is mp.")
 
+    if args.distributed_executor_backend == "ray" and (args.kv_transfer_config or args.data_parallel_size > 1):
+        raise EngineError(
+            "the sandbox's engine simulator runs a Ray executor only without data parallelism and KV transfer",
+            kind="NotImplementedError",
+        )
+
 
 def _infer_from_nodes(args: argparse.Namespace) -> None:
     """Fill in what follows from --nnodes and --node-rank for data parallelism, by the engine's rules."""

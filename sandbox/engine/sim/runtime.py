@@ -23,6 +23,7 @@ from .metrics import Metrics
 from .nodes import FirstNode, OtherNode
 from .ports import Ports
 from .rank import Rank
+from .ray_executor import RayExecutor
 from .scheduler import Event, Request
 
 SHUTDOWN_SECONDS = 1.0
@@ -39,6 +40,7 @@ class Engine:
         self.member = None if config.is_head or config.node else Member(config)
         self.first = FirstNode(config, self.fail) if config.nodes > 1 and not config.node else None
         self.other = OtherNode(config) if config.node else None
+        self.executor = RayExecutor(config, self.fail) if config.ray else None
         self.ports = Ports(config)
         self.front: FrontEnd | None = None
         self.ranks: dict[int, Rank] = {}
@@ -156,7 +158,11 @@ class Engine:
         """Devices, collectives, weights, memory, KV ports and graphs of the local ranks."""
         config = self.config
         first = config.core(config.start_rank)
-        devices = check_devices(config, visible_devices())
+        devices: list[int] = []
+        if self.executor:
+            await asyncio.to_thread(self.executor.connect)
+        else:
+            devices = check_devices(config, visible_devices())
         await self._phase("devices")
         for rank in config.ranks:
             local = devices[(rank - config.start_rank) * config.local_world :][: config.local_world]
@@ -165,9 +171,12 @@ class Engine:
                  source="core.py:109")  # fmt: skip
         check_interfaces(first)
         await self._phase("hccl")
-        total = min(total for total, _ in hbm(devices).values())
-        budget, left = check_memory(config, total)
-        self.lease.take(devices, budget, first)
+        if self.executor:
+            left = await self.executor.load(await self.executor.place())
+        else:
+            total = min(total for total, _ in hbm(devices).values())
+            budget, left = check_memory(config, total)
+            self.lease.take(devices, budget, first)
         await self._load_weights(first)
         await self._phase("memory")
         for rank in config.ranks:
@@ -269,7 +278,7 @@ class Engine:
             server_line("APIServer", "Shutting down")
         for task in self.tasks:
             task.cancel()
-        for part in (self.head, self.member, self.first, self.other, self.ports):
+        for part in (self.head, self.member, self.first, self.other, self.executor, self.ports):
             if part:
                 part.close()
         if self.kv:

@@ -123,6 +123,7 @@ def test_data_parallel_shapes(machine):
         (["--additional-config", '{"recompute_scheduler_enable": true}'], "recompute_scheduler_enable is only"),
         (["--additional-config", "oops"], "Input should be a valid dictionary"),
         (["-dp", "2", "-tp", "4", "--kv-transfer-config", kv(name="Nothing")], "Unsupported connector type: Nothing"),
+        (["--kv-transfer-config", kv(name="NixlConnector")], "NIXL is not available"),
         (["-dp", "4", "-tp", "4", "--kv-transfer-config", kv()], "says prefill dp_size=2 tp_size=4"),
         (["-dp", "2", "-tp", "4", "--kv-transfer-config", kv("kv_consumer")], "says decode dp_size=4 tp_size=2"),
         (

@@ -420,6 +420,8 @@ def _kv_transfer(args: argparse.Namespace, model: weights.Model) -> KvTransfer |
         name = entry.get("kv_connector")
         if name in (*PULL_CONNECTORS, LAYERWISE_CONNECTOR):
             found = entry
+        elif name == "NixlConnector":  # vLLM has it, but no image of vLLM-Ascend has its library
+            raise EngineError("NIXL is not available", kind="RuntimeError", who="EngineCore")
         elif name not in OTHER_CONNECTORS:
             raise EngineError(f"Unsupported connector type: {name}")
     if found is None:

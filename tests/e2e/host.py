@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from sandbox.lib.engine import Engine
@@ -47,7 +48,6 @@ def _lines(*command: str) -> list[str]:
 def machine(sandbox: Sandbox) -> set[str]:
     """What `sandbox` must leave as it found it, a line each: settings, mounts, filters, loops, network, processes."""
     root = str(Engine().root)
-    prefix = str(sandbox.subnet.network_address).rsplit(".", 2)[0] + "."
     state = set(_settings())
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         # Number, parent, device, root, mount point, options; then fields of varying number; then type and source.
@@ -66,10 +66,17 @@ def machine(sandbox: Sandbox) -> set[str]:
     for line in _lines("ip", "-brief", "link"):
         if not re.match(r"br-|veth", line):
             state.add(f"link {line.split()[0]}")
-    state.update(f"address {line.split()[0]}" for line in _lines("ip", "-brief", "address") if f" {prefix}" in line)
-    state.update(f"route {line}" for line in _lines("ip", "route") if line.startswith(prefix))
-    state.update(f"process {name}" for name in _processes_at(prefix))
+    subnet = sandbox.subnet
+    state.update(f"address {line.split()[0]}" for line in _lines("ip", "-brief", "address") if _within(line, subnet))
+    state.update(f"route {line}" for line in _lines("ip", "route") if _within(line, subnet))
+    state.update(f"process {name}" for name in _processes_at(subnet))
     return state
+
+
+def _within(text: str, subnet: IPv4Network) -> bool:
+    """Whether a text names an address of this network."""
+    found = re.findall(r"\b\d{1,3}(?:\.\d{1,3}){3}\b", text)
+    return any(IPv4Address(address) in subnet for address in found)
 
 
 def _settings() -> Iterator[str]:
@@ -84,12 +91,12 @@ def _settings() -> Iterator[str]:
             continue
 
 
-def _processes_at(prefix: str) -> Iterator[str]:
-    """Names of processes, outside this one's network namespace, that have an address beginning with ``prefix``."""
+def _processes_at(subnet: IPv4Network) -> Iterator[str]:
+    """Names of processes, outside this one's network namespace, that have an address of this network."""
     ours = os.readlink("/proc/self/ns/net")
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            if os.readlink(path / "ns" / "net") != ours and prefix in (path / "net" / "fib_trie").read_text():
+            if os.readlink(path / "ns" / "net") != ours and _within((path / "net" / "fib_trie").read_text(), subnet):
                 yield (path / "comm").read_text().strip()
         except OSError:  # it ended meanwhile
             continue

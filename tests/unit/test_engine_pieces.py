@@ -69,6 +69,15 @@ def test_every_release_gives_the_same_engine(machine, release):
     assert configuration.settings(parsed, table) == settings(*given)
 
 
+@pytest.mark.parametrize("release", ["0.11.0", "0.21.0"])
+def test_a_headless_node_needs_no_number_of_api_servers(machine, release):
+    table = load_table(release)
+    given = ["serve", MODEL, "-dp", "2", "-dpl", "1", "--data-parallel-start-rank", "1", "--headless"]
+    assert configuration.settings(make_parser(table, release).parse_args(given), table).api_servers == 0
+    with pytest.raises(EngineError, match="cannot be used with --headless"):
+        configuration.settings(make_parser(table, release).parse_args([*given, "--api-server-count", "2"]), table)
+
+
 def test_nodes_share_a_rank_or_hold_ranks_of_their_own(machine):
     first = settings("--nnodes", "2", "-tp", "8", "-pp", "2", "--master-addr", "192.0.2.1", "--master-port", "6000")
     assert (first.nodes, first.node, first.world, first.local_world) == (2, 0, 16, 8)

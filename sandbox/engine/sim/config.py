@@ -133,7 +133,7 @@ class Settings:
 def settings(args: argparse.Namespace, table: dict[str, Any]) -> Settings:
     """Check what the engine checks before it starts anything; EngineError carries its message."""
     model_id = args.model_tag or args.model
-    _check_serve(args)
+    _check_serve(args, table)
     _infer_from_nodes(args)
     mode, start, local = _data_parallel(args)
     nodes = _nodes_of_a_rank(args, local)
@@ -209,11 +209,13 @@ def host_ip() -> str:
             return "127.0.0.1"
 
 
-def _check_serve(args: argparse.Namespace) -> None:
+def _check_serve(args: argparse.Namespace, table: dict[str, Any]) -> None:
     """What the serve command refuses before it looks at the model."""
+    # Releases whose default is 1 can't tell it from one that is given.
+    usual = next((option["default"] for option in table["options"] if option["name"] == "--api-server-count"), None)
     if args.enable_auto_tool_choice and not args.tool_call_parser:
         raise EngineError("Error: --enable-auto-tool-choice requires --tool-call-parser", kind="TypeError")
-    if args.headless and (args.api_server_count or 0) > 0:
+    if args.headless and (args.api_server_count or 0) > (usual or 0):
         raise EngineError(
             f"--api-server-count={args.api_server_count} cannot be used with --headless "
             "(no API servers are started in headless mode)."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ["DEFAULT_SUBSETS", "SUBSETS", "SYSCTLS", "Node", "gather", "hccn_call"]
 
+import hashlib
 import json
 import os
 import re
@@ -24,8 +25,8 @@ SUBSETS = ("system", "network", "disk", "npu", "health", "hccn", "container_engi
 DEFAULT_SUBSETS = ("system", "network", "disk", "npu", "container_engine", "weights", "state")
 SYSCTLS = ("vm.swappiness", "kernel.numa_balancing", "net.ipv4.ip_local_port_range", "net.ipv4.ip_local_reserved_ports")
 DEFAULT_ENGINE = "docker"
-#: What stages leave behind on a node for later runs: the fabric verdict and the last benchmark.
-KEPT = ("fabric", "smoke_bench")
+#: What stages leave behind on a node for later runs: the fabric verdict, the last benchmark, generations that passed.
+KEPT = ("fabric", "smoke_bench", "good")
 _PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy")
 _DOCKER_PROXIES = {
     "httpProxy": "http_proxy",
@@ -65,6 +66,14 @@ class Node:
         try:
             with open(self.path(path), encoding="utf-8", errors="replace") as stream:
                 return stream.read()
+        except OSError:
+            return None
+
+    def sha256(self, path: str) -> Optional[str]:
+        """A file's checksum, None when it can't be read."""
+        try:
+            with open(self.path(path), "rb") as stream:
+                return hashlib.sha256(stream.read()).hexdigest()
         except OSError:
             return None
 
@@ -392,10 +401,19 @@ def _state(node: Node, cluster: str) -> Dict[str, Any]:
             errors.append(error)
     return {
         "current": int(target) if re.match(r"[0-9]{1,9}\Z", target) else None,
+        "files": _files(node, base, target, generations),
         "generations": generations,
         **kept,
         "error": "; ".join(errors) or None,
     }
+
+
+def _files(node: Node, base: str, current: str, generations: Sequence[Mapping[str, Any]]) -> Dict[str, Optional[str]]:
+    """Checksums of the current generation's files, and of the scripts that its containers mount from earlier ones."""
+    manifest = next((entry for entry in generations if str(entry.get("number")) == current), {})
+    mounted = [f"{entry['since']}/{name}.sh" for name, entry in (manifest.get("processes") or {}).items()]
+    places = [f"{current}/{name}" for name in node.names(f"{base}/generations/{current}")] if current else []
+    return {place: node.sha256(f"{base}/generations/{place}") for place in sorted({*places, *mounted})}
 
 
 def gather(

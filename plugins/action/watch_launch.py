@@ -17,9 +17,7 @@ from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import become_loader, connection_loader
 from ansible.utils.display import Display
 
-from ascent_controller import signatures, watch
-
-_PYTHON = "/usr/bin/python3"
+from ascent_controller import facts, signatures, watch
 
 
 class ActionModule(ActionBase):
@@ -29,7 +27,7 @@ class ActionModule(ActionBase):
     TRANSFERS_FILES = False
     _requires_connection = False
     _supports_check_mode = True
-    _VALID_ARGS = frozenset({"plan", "timeout", "stall"})
+    _VALID_ARGS = frozenset({"fails", "plan", "timeout", "stall"})
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Watch until all is ready or something failed."""
@@ -39,9 +37,10 @@ class ActionModule(ActionBase):
                 "plan": {"type": "dict"},
                 "timeout": {"type": "float", "default": 1800},
                 "stall": {"type": "float", "default": 600},
+                "fails": {"type": "bool", "default": True},
             }
         )
-        result.update(changed=False, findings=[], metrics={}, logs={})
+        result.update(changed=False, ready=True, findings=[], metrics={}, logs={})
         variables = task_vars or {}
         plan = options["plan"] or variables.get("ascent_plan")
         if not plan:
@@ -62,7 +61,7 @@ class ActionModule(ActionBase):
         result["metrics"] = {"launch": state.metrics(time.monotonic())}
         result["logs"] = state.logs()
         if verdict == "failed":
-            result["failed"] = True
+            result.update(failed=options["fails"], ready=False)
             result["msg"] = "; ".join(item["summary"] for item in result["findings"] if item["severity"] == "error")
         return result
 
@@ -90,7 +89,7 @@ class ActionModule(ActionBase):
         options = {**_options("connection", connection, hostvars), "ansible_pipelining": True}
         connection.set_options(task_keys=keywords, var_options=options)
         connection._shell.set_options(var_options=_options("shell", connection._shell, hostvars))
-        command = f"{shlex.quote(_python(hostvars))} -"
+        command = f"{shlex.quote(facts.interpreter(hostvars))} -"
         become = connection.become
         # As Ansible itself: who logs in as root needs no sudo, and may not have it.
         if become is not None and become.get_option("become_user") != _user(connection):
@@ -115,12 +114,3 @@ def _options(kind: str, plugin: Any, hostvars: Any) -> dict[str, Any]:
     """Those of a host's variables that a plugin takes its options from."""
     names = C.config.get_plugin_vars(kind, plugin._load_name)
     return {name: hostvars[name] for name in [*names, "inventory_hostname"] if name in hostvars}
-
-
-def _python(hostvars: Any) -> str:
-    """The interpreter: the configured one, else the one that Ansible found, else the usual one."""
-    configured = str(hostvars.get("ansible_python_interpreter") or "auto")
-    if not configured.startswith("auto"):
-        return configured
-    facts = hostvars.get("ansible_facts") or {}
-    return str(facts.get("discovered_interpreter_python") or _PYTHON)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ascent import generations
+from ascent.findings import finding
 from ascent_controller import checking, provisioning
 
 DOCUMENTATION = r"""
@@ -71,6 +72,30 @@ def ascent_locked_images(plan: Mapping[str, Any], facts: Iterable[Mapping[str, A
     }
 
 
+def ascent_good_generations(plan: Mapping[str, Any], facts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
+    """Which generations passed, the running one included; None when that is known already (`generations.passed`).
+
+    ``facts`` has every host's ``ansible_facts``.
+    """
+    seen = list(facts)
+    launched = next((host["ascent_generation"]["number"] for host in seen if "ascent_generation" in host), None)
+    return generations.passed(plan, [(host.get("ascent_node") or {}).get("state") for host in seen], launched)
+
+
+def ascent_rolled_back(number: int, kept: int) -> list[dict[str, Any]]:
+    """What to tell of a launch that failed and was undone: generation ``number`` is generation ``kept`` again."""
+    return [
+        finding(
+            "launch-rolled-back",
+            "error",
+            f"the launch failed; generation {kept} serves again, as generation {number}",
+            stage="launch",
+            cause="launch_rollback_on_failure is set, and the findings above tell why the launch failed.",
+            fix="Correct the recipe or the node, then run --tags launch,check.",
+        )
+    ]
+
+
 class FilterModule:
     """Registers the filters."""
 
@@ -79,12 +104,14 @@ class FilterModule:
         return {
             "ascent_bench_due": checking.bench_due,
             "ascent_endpoint_host": checking.endpoint_host,
+            "ascent_good_generations": ascent_good_generations,
             "ascent_health_endpoints": checking.health_endpoints,
             "ascent_images_of": generations.images_of,
             "ascent_device_requests": ascent_device_requests,
             "ascent_locked_images": ascent_locked_images,
             "ascent_mounts": ascent_mounts,
             "ascent_published": ascent_published,
+            "ascent_rolled_back": ascent_rolled_back,
             "ascent_ulimits": ascent_ulimits,
             "ascent_version_urls": checking.version_urls,
         }

@@ -144,7 +144,8 @@ def test_bare_node_is_nulls_with_reasons_not_an_error(tmp_path):
     assert facts["container_engine"]["installed"] is False
     assert facts["network"]["addresses"] == []
     assert facts["weights"]["present"] is False
-    assert facts["state"] == {"current": None, "generations": [], "fabric": None, "smoke_bench": None, "error": None}
+    nothing = dict.fromkeys(("current", "fabric", "smoke_bench", "good", "error"))
+    assert facts["state"] == {**nothing, "generations": [], "files": {}}
 
 
 def test_tool_failure_is_told_with_its_code(root):

@@ -17,7 +17,7 @@ def health_endpoints(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every process that answers a health request, as the module `endpoint_health` takes them, engines before routers.
 
     A process is named by its instance, so that a finding says what the operator knows; where an instance has a server
-    for each rank, and beside the engines, by itself. Each server is asked for its own list of models.
+    for each rank, and beside the engines, by itself. Each server is asked for its own list of models and its counters.
     """
     several = {instance["name"] for instance in plan["instances"] if len(instance["endpoints"]) > 1}
     served = {end["url"] for instance in plan["instances"] for end in instance["endpoints"]}
@@ -32,7 +32,7 @@ def health_endpoints(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "name": process["name"] if instance is None or instance in several else instance,
                 "host": process["host"],
                 "url": process["health"],
-                **({"models_url": f"{base}/v1/models"} if base in served else {}),
+                **({"models_url": f"{base}/v1/models", "metrics_url": f"{base}/metrics"} if base in served else {}),
             }
         )
     return found

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 __all__ = ["JUDGES", "told"]
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import yaml
 
-from ascent import fabric, preflight, serving
+from ascent import fabric, preflight, serving, status
 from ascent.findings import failed, finding, message, sort_findings
+from ascent_controller import render
 from ascent_controller.loader import ROOT
 
 Plan = Mapping[str, Any]
@@ -104,9 +106,21 @@ def _serving(plan: Plan, facts: Facts, *, endpoints: Sequence[Mapping[str, Any]]
     return {"findings": serving.judge(plan, _nodes(facts), endpoints)}
 
 
+def _status(
+    plan: Plan, facts: Facts, *, endpoints: Sequence[Mapping[str, Any]], images: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Compares what runs with what the current generation wrote."""
+    written = {
+        host: {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+        for host, texts in render.files(plan).items()
+    }
+    return status.judge(plan, _nodes(facts), endpoints, written, images)
+
+
 JUDGES: dict[str, Callable[..., Mapping[str, Any]]] = {
     "fabric": _fabric,
     "fabric_gate": _fabric_gate,
     "preflight": _preflight,
     "serving": _serving,
+    "status": _status,
 }

@@ -82,6 +82,12 @@ def ascent_good_generations(plan: Mapping[str, Any], facts: Iterable[Mapping[str
     return generations.passed(plan, [(host.get("ascent_node") or {}).get("state") for host in seen], launched)
 
 
+def ascent_collected(hostvars: Mapping[str, Mapping[str, Any]], hosts: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What `node_logs` returned by host, as far as hosts could be reached."""
+    found = {host: hostvars[host].get("__logs") or {} for host in hosts}
+    return {host: {"archive": logs["archive"]} for host, logs in found.items() if "archive" in logs}
+
+
 def ascent_rolled_back(number: int, kept: int) -> list[dict[str, Any]]:
     """What to tell of a launch that failed and was undone: generation ``number`` is generation ``kept`` again."""
     return [
@@ -107,11 +113,13 @@ class FilterModule:
             "ascent_good_generations": ascent_good_generations,
             "ascent_health_endpoints": checking.health_endpoints,
             "ascent_images_of": generations.images_of,
+            "ascent_collected": ascent_collected,
             "ascent_device_requests": ascent_device_requests,
             "ascent_locked_images": ascent_locked_images,
             "ascent_mounts": ascent_mounts,
             "ascent_published": ascent_published,
             "ascent_rolled_back": ascent_rolled_back,
+            "ascent_traffic_engines": checking.traffic_engines,
             "ascent_ulimits": ascent_ulimits,
             "ascent_version_urls": checking.version_urls,
         }

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,18 @@ def test_a_node_takes_packages_from_the_site(road: Road) -> None:
     names = {path.relative_to(packages).as_posix() for path in packages.rglob("*") if path.is_file()}
     assert names
     assert set(road.node("a3-02").check_output("python3 -c %s %s", TAKE, f"http://{found.services}").split()) == names
+
+
+def test_the_logs_of_all_nodes_come_in_one_archive(road: Road, tmp_path: Path) -> None:
+    run = road.play("playbooks/logs.yml", "-e", f"logs_to={tmp_path}/logs.tar.gz")
+    assert run.rc == 0, run.stdout
+    with tarfile.open(tmp_path / "logs.tar.gz") as archive:
+        names = set(archive.getnames())
+        log = archive.extractfile(f"a3-02/containers/ascent-{CLUSTER}-decode-0-head.log")
+        assert log is not None
+        assert b"Application startup complete" in log.read()
+    assert {name.partition("/")[0] for name in names} == set(NODES)
+    assert {f"{node}/npu-smi.txt" for node in NODES} <= names
 
 
 def test_the_second_run_changes_nothing_in_few_rounds(road: Road) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ascent import generations
-from ascent_controller import checking, provisioning
+from ascent_controller import checking, provisioning, tuning
 
 DOCUMENTATION = r"""
 name: ascent_mounts
@@ -81,6 +81,8 @@ class FilterModule:
             "ascent_endpoint_host": checking.endpoint_host,
             "ascent_health_endpoints": checking.health_endpoints,
             "ascent_images_of": generations.images_of,
+            "ascent_host_names": tuning.host_names,
+            "ascent_host_needs": tuning.needs,
             "ascent_device_requests": ascent_device_requests,
             "ascent_locked_images": ascent_locked_images,
             "ascent_mounts": ascent_mounts,

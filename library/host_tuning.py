@@ -164,7 +164,7 @@ import socket
 import time
 from collections.abc import Sequence
 
-from ansible.module_utils.ascent import command, time_service, tuning
+from ansible.module_utils.ascent import command, time_service, tuning, tuning_owners
 from ansible.module_utils.ascent.errors import AscentError
 from ansible.module_utils.ascent.files import Tree
 from ansible.module_utils.basic import AnsibleModule
@@ -181,11 +181,11 @@ def run(argv: Sequence[str]) -> tuple[int, str, str]:
     return command.run(argv, TIMEOUT)
 
 
-def synchronised(decided: dict, wait: float) -> bool | None:
-    """Whether the clock follows its servers; a time service that was just started gets ``wait`` seconds for it."""
-    units = [f"{unit}.service" for unit in time_service.FILES.values()]
-    started = any(step["argv"][1:2] == ["restart"] and step["argv"][-1] in units for step in decided["steps"])
-    deadline = time.monotonic() + (wait if started else 0)
+def synchronised(decided: dict, tree: Tree, wait: float) -> bool | None:
+    """Whether the clock follows its servers; a time service that was just started, and runs, gets ``wait`` seconds."""
+    restarted = [step["argv"][2].partition(".")[0] for step in decided["steps"] if step["argv"][1:2] == ["restart"]]
+    units = [unit for unit in time_service.FILES.values() if unit in restarted and tuning_owners.runs(tree, unit)]
+    deadline = time.monotonic() + (wait if units else 0)
     while (state := time_service.synchronised()) is False and time.monotonic() < deadline:
         time.sleep(0.5)
     return state
@@ -227,7 +227,7 @@ def main() -> None:
         done = {**decided, "writes": [write for write in decided["writes"] if write["path"] not in refused]}
         findings = decided["findings"] + ([tuning.interrupts_refused(refused)] if refused else [])
         if not undo:
-            state = synchronised(done, 0 if module.check_mode else wait)
+            state = synchronised(done, tree, 0 if module.check_mode else wait)
             findings += tuning.clock_findings(wish, tree, run, state)
         result.update(
             changed=tuning.changes(done),

@@ -864,7 +864,7 @@ def _plan_time(draft: _Draft, servers: Sequence[str], observed: Mapping[str, Any
         if draft.texts[path] != text:
             draft.step("systemctl", "restart" if mine else "try-restart", f"{unit}.service")
     if servers and service is not None:
-        restarted = any(one["argv"][1] == "restart" for one in draft.steps)
+        restarted = any(one["argv"][1:2] == ["restart"] for one in draft.steps)
         if not time["enabled"]:
             draft.step("systemctl", "enable", f"{service.unit}.service", after=f"{service.unit} starts at boot")
         if not time["runs"] and not time["held"] and not restarted:

@@ -94,6 +94,9 @@ def test_a_time_service_that_was_started_gets_time_and_is_then_judged(host, syst
     daemon = host / "usr/lib/systemd/systemd-timesyncd"
     daemon.parent.mkdir(parents=True)
     daemon.touch()
+    group = host / "sys/fs/cgroup/system.slice/systemd-timesyncd.service/cgroup.procs"
+    group.parent.mkdir(parents=True)
+    group.write_text("77\n")
     result = run_module(host_tuning, {"ntp_servers": ["192.0.2.123"]})
     assert "systemctl restart systemd-timesyncd.service" in result["commands"]
     assert (states, result["findings"]) == ([], [])

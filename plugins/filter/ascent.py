@@ -7,7 +7,7 @@ from typing import Any
 
 from ascent import generations
 from ascent.findings import finding
-from ascent_controller import checking, provisioning
+from ascent_controller import checking, provisioning, tuning
 
 DOCUMENTATION = r"""
 name: ascent_mounts
@@ -114,6 +114,8 @@ class FilterModule:
             "ascent_health_endpoints": checking.health_endpoints,
             "ascent_images_of": generations.images_of,
             "ascent_collected": ascent_collected,
+            "ascent_host_names": tuning.host_names,
+            "ascent_host_needs": tuning.needs,
             "ascent_device_requests": ascent_device_requests,
             "ascent_locked_images": ascent_locked_images,
             "ascent_mounts": ascent_mounts,

@@ -17,8 +17,9 @@ import sys
 import time
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
-from . import command, hccn_conf, hccn_tool, npu_smi, versions, weights
+from . import cann, command, hccn_conf, hccn_tool, npu_smi, nvidia_smi, packages, versions, weights
 from .errors import AscentError
+from .files import Tree
 
 #: What can be asked for. ``health`` and ``hccn`` cost a tool call per device and are not read unless asked for.
 SUBSETS = ("system", "network", "disk", "npu", "health", "hccn", "container_engine", "weights", "state")
@@ -34,6 +35,7 @@ _DOCKER_PROXIES = {
     "ftpProxy": "ftp_proxy",
     "noProxy": "no_proxy",
 }
+_NVIDIA_SMI = ("/usr/bin/nvidia-smi", "/usr/local/bin/nvidia-smi")
 _TCP_LISTEN = "0A"
 _MANAGEMENT_DEVICES = ("davinci_manager", "devmm_svm", "hisi_hdc")
 _MB = 1024 * 1024
@@ -236,6 +238,20 @@ def _info(node: Node, tool: str) -> Tuple[Optional[Dict[str, Any]], Optional[str
     return _parsed(npu_smi.parse_info, text)
 
 
+def _live(node: Node, tool: str, info: Mapping[str, Any]) -> Optional[Dict[str, Any]]:
+    """What runs now, and need not be what lies on the disk: ``{driver, firmware, compatibility}`` of the first NPU."""
+    if not info["devices"]:
+        return None
+    text, _ = _tool_text(node, tool, "info", "-t", "board", "-i", str(info["devices"][0]["npu_id"]))
+    board, _ = _parsed(npu_smi.parse_board, text)
+    board = board or {}
+    return {
+        "driver": info["driver_version"] or board.get("software_version"),
+        "firmware": board.get("firmware_version"),
+        "compatibility": board.get("compatibility"),
+    }
+
+
 def _health(node: Node, tool: str, devices: Iterable[Mapping[str, Any]]) -> List[Dict[str, Any]]:
     """The detail form for each given device: it has the error codes that the table lacks."""
     details = []
@@ -311,14 +327,36 @@ def _npu(node: Node, subsets: Iterable[str], smi_paths: Sequence[str], hccn_path
         "vnic": None,
         "hccn_tool": _find_tool(node, hccn_paths),
         "health": [],
+        "live": None,
+        "packages": packages.read_record(Tree(node.root)),
+        "cann": cann.find(Tree(node.root), os.uname().machine),
     }
     if tool and info:
+        result["live"] = _live(node, tool, info)
         suspects = info["devices"] if "health" in subsets else [one for one in info["devices"] if one["health"] != "OK"]
         result["health"] = _health(node, tool, suspects)
     if "hccn" in subsets and result["hccn_tool"]:
         result["hccn_live"] = _hccn(node, result["hccn_tool"], numbers, "ip")
         result["vnic"] = _hccn(node, result["hccn_tool"], numbers, "vnic")
     return result
+
+
+def _gpu(node: Node) -> Optional[Dict[str, Any]]:
+    """NVIDIA's devices; None on a host without their tool and without a loaded driver."""
+    tool = _find_tool(node, _NVIDIA_SMI)
+    if tool is None:
+        loaded = node.text("/proc/driver/nvidia/version") is not None
+        return {"tool": None, "driver": None, "devices": [], "error": "nvidia-smi is not there"} if loaded else None
+    code, out, err = node.run(tool, f"--query-gpu={','.join(nvidia_smi.FIELDS)}", "--format=csv,noheader,nounits")
+    if code:
+        return {
+            "tool": tool,
+            "driver": None,
+            "devices": [],
+            "error": (out.strip() or err.strip() or f"ended with {code}"),
+        }
+    parsed, error = _parsed(nvidia_smi.parse_query, out)
+    return {"tool": tool, "driver": None, "devices": [], **(parsed or {}), "error": error}
 
 
 # -- container engine --------------------------------------------------------------------------------------------------
@@ -433,7 +471,8 @@ def gather(
     ``health`` and ``hccn`` add to ``npu`` and bring it along.
     """
     wanted = set(subsets)
-    facts: Dict[str, Any] = dict.fromkeys(("system", "network", "disk", "npu", "container_engine", "weights", "state"))
+    parts = ("system", "network", "disk", "npu", "gpu", "container_engine", "weights", "state")
+    facts: Dict[str, Any] = dict.fromkeys(parts)
     if "system" in wanted:
         facts["system"] = _system(node, sysctls)
     if "network" in wanted:
@@ -442,6 +481,7 @@ def gather(
         facts["disk"] = {path: _space(node, path) for path in disk_paths}
     if wanted & {"npu", "health", "hccn"}:
         facts["npu"] = _npu(node, wanted, npu_smi_paths, hccn_tool_paths)
+        facts["gpu"] = _gpu(node)
     if "container_engine" in wanted:
         facts["container_engine"] = _container_engine(node, container_program, cluster)
     if "weights" in wanted and weights_directory:

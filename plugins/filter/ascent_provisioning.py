@@ -26,5 +26,4 @@ class FilterModule:
             "ascent_images_due": provisioning.due,
             "ascent_pulled_findings": provisioning.pulled_findings,
             "ascent_resolved_digests": provisioning.resolved_digests,
-            "ascent_weights_findings": provisioning.weights_findings,
         }

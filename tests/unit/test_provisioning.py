@@ -145,6 +145,7 @@ WHOLE = {
     "missing": [],
     "pointers": [],
     "truncated": [],
+    "altered": [],
     "bytes": 1,
 }
 
@@ -159,6 +160,11 @@ def test_absent_weights_say_how_to_fetch_them() -> None:
     (told,) = provisioning.weights_findings(facts, "n1", model="a/b", source="modelscope")
     assert told["id"] == "D17"
     assert "modelscope download --model a/b --local_dir /m" in told["fix"]
+    assert "--tags provision -e weights_fetch=true" in told["fix"]
+    (tried,) = provisioning.weights_findings(facts, "n1", model="a/b", source="modelscope", fetch=True)
+    assert "weights_fetch" not in tried["fix"], "that was done"
+    (local,) = provisioning.weights_findings(facts, "n1", model="a/b", source="local")
+    assert "weights_archive" in local["fix"]
 
 
 def test_hugging_face_weights_are_fetched_into_the_cache_by_their_commit() -> None:
@@ -171,9 +177,9 @@ def test_hugging_face_weights_are_fetched_into_the_cache_by_their_commit() -> No
 
 def test_every_kind_of_broken_shard_is_told_with_its_files() -> None:
     missing = [f"model-{number:05d}-of-00020.safetensors" for number in range(1, 11)]
-    facts = {**WHOLE, "missing": missing, "pointers": ["p.safetensors"], "truncated": ["t.safetensors"]}
-    told = provisioning.weights_findings(facts, "n1", model="a/b")
-    assert [item["id"] for item in told] == ["D17", "D18", "D19"]
+    broken = {"pointers": ["p.safetensors"], "truncated": ["t.safetensors"], "altered": ["config.json"]}
+    told = provisioning.weights_findings({**WHOLE, "missing": missing, **broken}, "n1", model="a/b")
+    assert [item["id"] for item in told] == ["D17", "D18", "D19", "D34"]
     assert told[0]["summary"] == "10 files of a/b are missing in /m"
     assert told[0]["evidence"].endswith("and 2 more")
     assert "p.safetensors" in told[1]["evidence"]

@@ -28,6 +28,7 @@ from typing import Any
 from ascent.errors import ParseError
 from ascent.findings import finding
 from ascent.generations import images_of
+from ascent.hubs import ENDPOINTS
 from ascent.versions import compare, firmware_fits
 
 #: ``uname -m`` to the architecture that an image of it carries.
@@ -219,17 +220,20 @@ def driver_findings(
 
 
 def weights_findings(
-    weights: Mapping[str, Any] | None, host: str, *, model: str, source: str = ""
+    weights: Mapping[str, Any] | None, host: str, *, model: str, source: str = "", fetch: bool = False
 ) -> list[dict[str, Any]]:
-    """D17 to D19 when the model's directory is absent or incomplete (facts ``ascent_node.weights``)."""
+    """D17 to D19 when the model's directory is absent or incomplete, D34 when files are not those that were verified.
+
+    ``weights`` is the fact ``ascent_node.weights``. ``fetch``: the role has tried to fetch it already.
+    """
     if not weights:
         return []
     directory = weights["directory"]
-    fetch = _fetch(model, source, directory)
+    advice = _fetch(model, source, directory, offer=not fetch)
 
     def problem(id: str, summary: str, names: Iterable[str], cause: str) -> dict[str, Any]:
         return finding(
-            id, "error", summary, host=host, stage="provision", evidence=_some(names), cause=cause, fix=fetch
+            id, "error", summary, host=host, stage="provision", evidence=_some(names), cause=cause, fix=advice
         )
 
     if not weights.get("present"):
@@ -239,6 +243,7 @@ def weights_findings(
         ("D17", "missing", "are missing", "the copy was not finished"),
         ("D18", "pointers", "are placeholders without data", "cloned without the large files"),
         ("D19", "truncated", "are cut short", "the copy was interrupted"),
+        ("D34", "altered", "are not those that were verified", "somebody wrote them again, or restored a backup"),
     ):
         names = list(weights.get(key) or [])
         if names:
@@ -260,7 +265,7 @@ def _older(version: str, minimum: str) -> bool:
         return False
 
 
-def _fetch(model: str, source: str, directory: str) -> str:
+def _fetch(model: str, source: str, directory: str, *, offer: bool) -> str:
     # Hugging Face's client makes models--ORG--NAME and what is below it in its cache directory.
     cache, _, below = directory.partition("/models--")
     commit = below.partition("/snapshots/")[2]
@@ -269,9 +274,16 @@ def _fetch(model: str, source: str, directory: str) -> str:
         "modelscope": f"modelscope download --model {model} --local_dir {directory}",
         "huggingface": f"hf download {model}{revision} --cache-dir {cache}",
     }
+    role = "ansible-playbook deploy.yml --tags provision -e weights_fetch=true"
     if source in commands:
-        return f"fetch it on this host: {commands[source]}; or copy it from a host that has it (rsync -a)"
-    return f"put the complete model into {directory}, for instance by rsync -a from a host that has it"
+        first = f"fetch it: {role}; or on this host: " if offer else "fetch it on this host: "
+        return f"{first}{commands[source]}; or copy it from a host that has it (rsync -a)"
+    if source in ENDPOINTS and offer:
+        return f"fetch it: {role}; or put the complete model into {directory}"
+    return (
+        f"put the complete model into {directory}, for instance by rsync -a from a host that has it; or say where it "
+        "is: weights_mirror, weights_archive"
+    )
 
 
 def _some(names: Iterable[str], limit: int = 8) -> str:

@@ -28,6 +28,7 @@ from ascent.findings import finding, message
 from ascent_controller import facts, runs
 
 _LOOK_SECONDS = 0.5
+_PATIENCE_SECONDS = 4.0
 
 
 class ActionModule(ActionBase):
@@ -67,6 +68,11 @@ class ActionModule(ActionBase):
             },
         }
         answer = self._ask("take", given["force"])
+        patience = time.monotonic() + _PATIENCE_SECONDS
+        while not answer["held"] and time.monotonic() < patience:
+            # A run that has just ended may still be giving it back.
+            time.sleep(_LOOK_SECONDS)
+            answer = self._ask("take", _has_ended(answer["by"]))
         if not answer["held"]:
             told = [_told(answer["by"], str(variables["inventory_hostname"]))]
             return {**result, "failed": True, "findings": told, "msg": message(told)}
@@ -142,6 +148,13 @@ def _started(pid: int) -> str:
         return "running"
     fields = text.rpartition(")")[2].split()
     return "" if fields[0] == "Z" else fields[19]
+
+
+def _has_ended(by: Mapping[str, Any]) -> bool:
+    """Whether the lease is one of a run on this very machine that is no more."""
+    host, _, identity = str(by["id"]).partition(" ")
+    pid, _, started = identity.partition(" ")
+    return host == socket.gethostname() and pid.isdecimal() and _started(int(pid)) != started
 
 
 def _told(by: Mapping[str, Any], node: str) -> dict[str, Any]:

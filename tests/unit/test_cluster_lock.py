@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from ascent import lease
 from tests.unit.playbook_runs import play, settings
 
 LOCKED = """
@@ -90,3 +92,17 @@ def test_it_can_be_taken_over(tmp_path: Path) -> None:
         assert play(tmp_path / "second", LOCKED.format(lock=lock, rest=""), "-e", "ascent_break_lock=true").rc == 0
         gate.touch()
         assert first.wait(timeout=60) == 0
+
+
+def test_what_a_run_of_this_machine_left_is_taken_at_once(tmp_path: Path) -> None:
+    lock = tmp_path / "state" / "lock.json"
+    ended = subprocess.Popen(["/bin/true"])
+    ended.wait()
+    lease.change(
+        str(lock),
+        "take",
+        {"id": f"{socket.gethostname()} {ended.pid} 12", "owner": {"user": "a", "host": "b", "pid": 1, "doing": "c"}},
+        60,
+        time.time(),
+    )
+    assert play(tmp_path, LOCKED.format(lock=lock, rest="")).rc == 0

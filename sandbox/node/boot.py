@@ -244,7 +244,7 @@ def own_control_groups() -> None:
 
 def load_driver(state: dict[str, Any]) -> None:
     """What a start does to an Ascend node: versions on the disk become live, addresses are those of /etc/hccn.conf."""
-    if state["accelerator"] != "ascend":
+    if state["accelerator"] != "ascend" or (state["faults"]["old_modules"] and state["driver"]):
         return
     installed = driver_info.values(_text(driver_info.INSTALL_INFO))
     for kind, read in (("driver", driver_info.driver_package), ("firmware", driver_info.firmware_package)):

@@ -5,12 +5,16 @@ from __future__ import annotations
 import http.server
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar
 
 from ascent.errors import AscentError
 from ascent.findings import finding
 from ascent_controller import npu_packages
+from ascent_controller.loader import ROOT
 from tests.unit.test_packages import BOTH, NOTHING, SUM, npu
 
 DRIVER, FIRMWARE = "Ascend-hdk-A3-npu-driver_{}_linux-aarch64.run", "Ascend-hdk-A3-npu-firmware_{}.run"
@@ -292,3 +296,42 @@ GPU = {"tool": "/usr/bin/nvidia-smi", "driver": "570.86.15", "error": None, "dev
 )
 def test_nvidia_s_driver_is_judged(gpu: dict | None, asked: dict, expected: list[str]) -> None:
     assert ids(npu_packages.gpu_findings(gpu, "n1", **asked)) == expected
+
+
+# -- distribution packages ---------------------------------------------------------------------------------------------
+
+VARS = ROOT / "roles" / "npu_driver" / "vars"
+
+
+@pytest.mark.parametrize(
+    ("system", "file", "manager", "headers"),
+    [
+        ({"id": "debian", "family": "debian"}, "debian.yml", "apt", "linux-headers-5.10.0-216"),
+        ({"id": "ubuntu", "family": "debian"}, "debian.yml", "apt", "linux-headers-5.10.0-216"),
+        ({"id": "kylin", "family": "debian"}, "debian.yml", "apt", "linux-headers-5.10.0-216"),
+        ({"id": "openEuler", "family": "rhel"}, "openeuler.yml", "dnf", "kernel-devel-5.10.0-216"),
+        ({"id": "kylin", "family": "rhel"}, "kylin.yml", "dnf", "kernel-devel-5.10.0-216"),
+        ({"id": "centos", "family": "rhel"}, "rhel.yml", "dnf", "kernel-devel-5.10.0-216"),
+        ({"id": "rocky", "family": "rhel"}, "rhel.yml", "dnf", "kernel-devel-5.10.0-216"),
+        ({"id": "sles", "family": "suse"}, None, None, None),
+        ({"id": None, "family": None}, None, None, None),
+    ],
+)
+def test_every_family_has_its_packages(
+    system: dict, file: str | None, manager: str | None, headers: str | None
+) -> None:
+    """No such hosts are at hand but Debian's, so what the role would ask their package managers for is read here."""
+    known = {"npu_driver_observed": {"system": {"os": system, "kernel": "5.10.0-216"}}, "role_path": str(VARS.parent)}
+
+    def rendered(name: str, key: str) -> Any:
+        for each in ("main.yml", name):
+            known.update(DataLoader().load_from_file(str(VARS / each), trusted_as_template=True))
+        return Templar(DataLoader(), known).template(known[key])
+
+    names = rendered("main.yml", "_npu_driver_candidates")["files"]
+    found = next((name for name in names if (VARS / name).is_file()), None)
+    assert found == file
+    if found:
+        assert rendered(found, "_npu_driver_manager") == manager
+        assert headers in rendered(found, "_npu_driver_headers")
+        assert {"gcc", "make", "pciutils"} <= set(rendered(found, "_npu_driver_tools"))

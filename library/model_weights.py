@@ -7,8 +7,7 @@ DOCUMENTATION = r"""
 module: model_weights
 short_description: Make sure that the model's weights are complete on all hosts of the play
 description:
-  - Judges what M(node_info) read of the model's directory on every host of the play. Where nothing is wrong, that is
-    all.
+  - Judges what M(node_info) read of the model's directory on every host of the play. Mostly that is all.
   - Otherwise one host fetches what is missing from the source, and the others copy from it and from each other, over
     HTTP on the plan's addresses, with a token of this run. A host of the play that has the model already takes the
     source's place. Hosts that see the same file system are told by markers, and one of them writes for all.
@@ -48,7 +47,7 @@ options:
     type: str
     default: ""
   archive:
-    description: A directory on the controller with ORG/NAME trees, in place of the hub. Needs Ansible's network only.
+    description: Directory on the controller with ORG/NAME trees, in place of the hub, given over Ansible's connections.
     type: str
     default: ""
   exclude:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-from ascent import plan_changes
+from ascent import generations, plan_changes
 from ascent.findings import failed, finding, message, sort_findings
 from ascent_controller import clusters, facts, loader, planning, render, role_arguments
 
@@ -228,7 +228,14 @@ def _read_plan(file: Path) -> dict[str, Any] | None:
 
 def _query(plan: Mapping[str, Any] | None) -> dict[str, Any]:
     """What `node_info` has to be asked about a cluster with this plan."""
-    return {"cluster": plan["cluster"], "weights_directory": plan["model"]["directory"]} if plan else {}
+    if not plan:
+        return {}
+    return {
+        "cluster": plan["cluster"],
+        "weights_directory": plan["model"]["directory"],
+        "images": generations.images_of(plan),
+        "peers": list(plan["hosts"]),
+    }
 
 
 def _incomplete(host: Mapping[str, Any]) -> bool:

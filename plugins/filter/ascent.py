@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ascent import generations
+from ascent import generations, preflight
 from ascent.findings import finding
 from ascent_controller import checking, provisioning, tuning
 
@@ -122,6 +122,7 @@ class FilterModule:
             "ascent_device_requests": ascent_device_requests,
             "ascent_locked_images": ascent_locked_images,
             "ascent_mounts": ascent_mounts,
+            "ascent_preflight_repairs": preflight.repairs,
             "ascent_published": ascent_published,
             "ascent_rolled_back": ascent_rolled_back,
             "ascent_traffic_engines": checking.traffic_engines,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 __all__ = ["check"]
 
-from .common import Facts, Findings, error, listed
+from .common import Context, Facts, Findings, error, listed
+
+_REPAIR = "weights"
 
 
-def check(host: str, node: Facts) -> Findings:
+def check(context: Context, host: str, node: Facts) -> Findings:
     """Weights that are absent, unfinished, or only pointers to the real files."""
+    del context
     weights = node.get("weights")
     if not weights:
         return []
@@ -24,6 +27,7 @@ def check(host: str, node: Facts) -> Findings:
                 missing,
                 "The copy has not finished, or the shared directory is not mounted.",
                 "Copy the model again, or mount the shared directory at the same path on every node.",
+                _REPAIR,
             )
         )
     if weights.get("pointers"):
@@ -35,6 +39,7 @@ def check(host: str, node: Facts) -> Findings:
                 listed(weights["pointers"]),
                 "The repository was cloned without its large files.",
                 "Fetch the large files: git lfs pull, or download with the model hub's own client.",
+                _REPAIR,
             )
         )
     if weights.get("truncated"):
@@ -46,6 +51,7 @@ def check(host: str, node: Facts) -> Findings:
                 listed(weights["truncated"]),
                 "A copy was interrupted; each file's header says that more should follow.",
                 "Copy those files again.",
+                _REPAIR,
             )
         )
     return found

@@ -45,7 +45,7 @@ RETURN = r"""
 ansible_facts:
   description:
     - C(ascent_plan), null before a generation was taken up; C(ascent_hosts); C(ascent_node_query).
-    - C(ascent_kept) with the generation's C(number) and its C(images) by reference, each with C(digest) and C(name).
+    - C(ascent_kept) with the generation's C(number) and the C(digests) of its images by reference.
   returned: success
   type: dict
 findings:

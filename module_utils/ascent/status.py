@@ -19,19 +19,19 @@ def judge(
     nodes: Mapping[str, Optional[Mapping[str, Any]]],
     endpoints: Sequence[Mapping[str, Any]],
     files: Mapping[str, Mapping[str, str]],
-    images: Mapping[str, Mapping[str, Any]],
+    digests: Mapping[str, str],
 ) -> Dict[str, Any]:
     """``{"findings", "table", "metrics"}`` of a cluster that runs ``plan``, the plan of its current generation.
 
     ``nodes`` are the ``ascent_node`` facts by host, ``endpoints`` the results of `endpoint.check`. ``files`` has the
-    SHA-256 of what the generation wrote by host and file name, ``images`` each image's ``name`` by digest. What serves
-    badly is an error; what was changed by hand is a warning: it goes when the generation is launched again.
+    SHA-256 of what the generation wrote by host and file name, ``digests`` those of its images. What serves badly is an
+    error; what was changed by hand is a warning: it goes when the generation is launched again.
     """
     found = list(serving.judge(plan, nodes, endpoints))
     for host in plan["hosts"]:
         node = nodes.get(host)
         if node is not None:
-            found += _drift(plan, host, node, files.get(host, {}), images)
+            found += _drift(plan, host, node, files.get(host, {}), digests)
     rows = [_row(plan, process, nodes.get(process["host"]), endpoints) for process in plan["processes"]]
     running = sum(row[3] == "running" for row in rows)
     return {
@@ -46,7 +46,7 @@ def _drift(
     host: str,
     node: Mapping[str, Any],
     files: Mapping[str, str],
-    images: Mapping[str, Mapping[str, Any]],
+    digests: Mapping[str, str],
 ) -> Iterator[Dict[str, Any]]:
     """What somebody changed on a host since the launch."""
     state = node.get("state") or {}
@@ -85,14 +85,15 @@ def _drift(
                 fix=f"{again} removes it.",
             )
             continue
-        image = images[process["container"]["image"]]["name"]
-        if container["image"] != image:
+        digest = digests[process["container"]["image"]]
+        # An image is what its digest says, under whatever name the host has it.
+        if not container["image"].endswith(f"@{digest}"):
             yield finding(
                 "drift-image",
                 "warning",
                 f"{process['name']} on {host} runs another image than its generation",
                 host=host,
-                evidence=f"{container['image']}; the generation has {image}",
+                evidence=f"{container['image']}; the generation has {digest}",
                 cause="Somebody replaced the container.",
                 fix=again,
             )

@@ -15,7 +15,7 @@ from ansible.plugins.action import ActionBase
 from ascent import generations
 from ascent.errors import AscentError
 from ascent.findings import finding, message
-from ascent_controller import clusters, facts, provisioning
+from ascent_controller import clusters, facts
 
 
 class ActionModule(ActionBase):
@@ -69,9 +69,8 @@ class ActionModule(ActionBase):
                 f" the cluster has {', '.join(sorted(names))} now. Deploy the recipe instead"
             )
         entry = next(e for state in states.values() for e in (state or {})["generations"] if e["number"] == number)
-        images = {reference: provisioning.lock(reference, digest) for reference, digest in entry["images"].items()}
         return {
-            "ansible_facts": {"ascent_plan": plan, "ascent_kept": {"number": number, "images": images}},
+            "ansible_facts": {"ascent_plan": plan, "ascent_kept": {"number": number, "digests": entry["images"]}},
             "record": {"plan.json": plan},
             "msg": f"generation {number}: {plan['recipe']}, made {entry['created']}",
         }

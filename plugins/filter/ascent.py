@@ -67,12 +67,15 @@ def ascent_locked_images(
 
     ``facts`` has every host's ``ansible_facts``. Names are those of the host whose fact ``ascent_node`` is ``node``.
     """
-    present = (node.get("container_engine") or {}).get("images") or []
     states = [(host.get("ascent_node") or {}).get("state") for host in facts]
-    return {
-        reference: provisioning.lock(reference, generations.locked_digest(reference, states), present)
-        for reference in generations.images_of(plan)
-    }
+    digests = {reference: generations.locked_digest(reference, states) for reference in generations.images_of(plan)}
+    return ascent_images_by_digest(digests, node)
+
+
+def ascent_images_by_digest(digests: Mapping[str, str | None], node: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Images by reference under the names of the host whose fact ``ascent_node`` is ``node`` (`provisioning.lock`)."""
+    present = (node.get("container_engine") or {}).get("images") or []
+    return {reference: provisioning.lock(reference, digest, present) for reference, digest in digests.items()}
 
 
 def ascent_good_generations(plan: Mapping[str, Any], facts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
@@ -115,6 +118,7 @@ class FilterModule:
             "ascent_endpoint_host": checking.endpoint_host,
             "ascent_good_generations": ascent_good_generations,
             "ascent_health_endpoints": checking.health_endpoints,
+            "ascent_images_by_digest": ascent_images_by_digest,
             "ascent_images_of": generations.images_of,
             "ascent_collected": ascent_collected,
             "ascent_host_names": tuning.host_names,

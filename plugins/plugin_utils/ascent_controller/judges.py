@@ -118,14 +118,14 @@ def _serving(plan: Plan, facts: Facts, *, endpoints: Sequence[Mapping[str, Any]]
 
 
 def _status(
-    plan: Plan, facts: Facts, *, endpoints: Sequence[Mapping[str, Any]], images: Mapping[str, Mapping[str, Any]]
+    plan: Plan, facts: Facts, *, endpoints: Sequence[Mapping[str, Any]], digests: Mapping[str, str]
 ) -> dict[str, Any]:
     """Compares what runs with what the current generation wrote."""
     written = {
         host: {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
         for host, texts in render.files(plan).items()
     }
-    return status.judge(plan, _nodes(facts), endpoints, written, images)
+    return status.judge(plan, _nodes(facts), endpoints, written, digests)
 
 
 JUDGES: dict[str, Callable[..., Mapping[str, Any]]] = {

@@ -70,7 +70,7 @@ clients: setup ## Public clients, each in an environment of its own (2 GB of dow
 test-static: lint unit
 
 .PHONY: test-sandbox
-test-sandbox: molecule e2e faults test-real
+test-sandbox: molecule e2e provision faults test-real
 
 .PHONY: lint
 lint: setup ## ruff, mypy, yamllint, shellcheck, ansible-lint (production)
@@ -92,6 +92,10 @@ molecule: setup ## Every role on sandbox nodes
 .PHONY: e2e
 e2e: setup ## The road, end to end, on a sandbox cluster of its own
 	pytest -x tests/e2e
+
+.PHONY: provision
+provision: setup ## What provision brings to nodes of different states, and every way in which that goes wrong
+	pytest -x tests/provision
 
 .PHONY: faults
 faults: setup ## A third of the sandbox's faults, each on real nodes; all of them in test-all

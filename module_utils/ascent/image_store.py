@@ -11,6 +11,7 @@ __all__ = ["DigestError", "Store"]
 import contextlib
 import hashlib
 import os
+import shutil
 from typing import Any, Callable, Dict, List, Optional
 
 from . import registry
@@ -57,6 +58,19 @@ class Store:
                 stream.write(content)
             os.replace(temporary, self.path(digest))
         return digest
+
+    def take(self, digest: str, path: str) -> None:
+        """Take a file in as a blob, after its content was compared. DigestError, and it stays, when it differs."""
+        with open(path, "rb") as stream:
+            sha = hashlib.sha256()
+            for chunk in iter(lambda: stream.read(_CHUNK), b""):
+                sha.update(chunk)
+        if f"sha256:{sha.hexdigest()}" != digest:
+            raise DigestError(f"{path}: wanted {digest}, found sha256:{sha.hexdigest()}")
+        os.makedirs(os.path.dirname(self.path(digest)), exist_ok=True)
+        # Into the store's own file system first: only there a new name is given at once.
+        shutil.move(path, self.partial(digest))
+        os.replace(self.partial(digest), self.path(digest))
 
     def read(self, digest: str) -> bytes:
         """A small blob's content, checked. DigestError when the file was changed, OSError when it is not there."""

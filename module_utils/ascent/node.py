@@ -381,7 +381,14 @@ def _container(data: Mapping[str, Any]) -> Dict[str, Any]:
 
 
 def _container_engine(node: Node, program: str, cluster: str) -> Dict[str, Any]:
-    result: Dict[str, Any] = {"installed": False, "running": False, "version": None, "containers": [], "error": None}
+    result: Dict[str, Any] = {
+        "installed": False,
+        "running": False,
+        "version": None,
+        "images": [],
+        "containers": [],
+        "error": None,
+    }
     code, out, err = node.run(program, "version", "--format", "{{.Server.Version}}")
     if code == command.MISSING:
         return {**result, "error": err.strip()}
@@ -389,6 +396,13 @@ def _container_engine(node: Node, program: str, cluster: str) -> Dict[str, Any]:
     if code:
         return {**result, "error": err.strip() or f"{program} version ended with {code}"}
     result.update(running=True, version=out.strip() or None)
+    code, out, err = node.run(program, "images", "--digests", "--no-trunc", "--format", "{{.Repository}}@{{.Digest}}")
+    if code:
+        return {**result, "error": err.strip() or f"{program} images ended with {code}"}
+    # An image without a name, or of which no registry told a digest, has <none> in its place.
+    result["images"] = sorted(
+        {line.strip() for line in out.splitlines() if "@sha256:" in line and "<none>" not in line}
+    )
     code, out, err = node.run(
         program, "ps", "-a", "--no-trunc", "--filter", f"label=ascent.cluster={cluster}", "--format", "{{json .}}"
     )

@@ -226,7 +226,8 @@ class Client:
     """Reads one registry. Nothing is asked before the first call; logins and tokens are kept for the next.
 
     ``settings`` is ``RegistryConfig`` of the engine's information (empty: TLS, checked), ``login`` what `credentials`
-    found, ``proxies`` as urllib takes them, ``certificates`` a directory as ``/etc/docker/certs.d``.
+    found, ``proxies`` as urllib takes them, ``certificates`` a directory as ``/etc/docker/certs.d``. ``at`` are the
+    endpoints where they are not the engine's.
     """
 
     def __init__(
@@ -236,11 +237,12 @@ class Client:
         settings: Optional[Mapping[str, Any]] = None,
         login: Optional[Tuple[str, str]] = None,
         proxies: Optional[Mapping[str, str]] = None,
+        at: Optional[Sequence[Endpoint]] = None,
         certificates: str = "/etc/docker/certs.d",
         timeout: float = 60,
     ) -> None:
         self.host = host
-        self._endpoints = endpoints(host, settings or {}, addresses_of)
+        self._endpoints = list(at) if at is not None else endpoints(host, settings or {}, addresses_of)
         self._login = login
         self._proxies = dict(proxies) if proxies is not None else None
         self._certificates = certificates
@@ -249,16 +251,18 @@ class Client:
 
     def manifest(self, repository: str, reference: str) -> Tuple[bytes, str]:
         """A manifest by tag or digest: its bytes and their digest, which is the one asked for or RegistryError."""
-        answer = self.open(
-            f"/v2/{repository}/manifests/{reference}",
-            repository,
-            {"Accept": ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))},
-        )
-        content = _read(answer, f"{self.host}/{repository}")
+        content = _read(self.open_manifest(repository, reference), f"{self.host}/{repository}")
         found = digest_of_bytes(content)
         if is_digest(reference) and found != reference:
             raise RegistryError(f"{self.host}/{repository}: wanted the manifest {reference}, was given {found}")
         return content, found
+
+    def open_manifest(self, repository: str, reference: str, start: int = 0) -> Any:
+        """An open answer with a manifest by tag or digest, as `blob` gives one."""
+        headers = {"Accept": ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))}
+        if start:
+            headers["Range"] = f"bytes={start}-"
+        return self.open(f"/v2/{repository}/manifests/{reference}", repository, headers)
 
     def small_blob(self, repository: str, digest: str) -> bytes:
         """A blob that fits into memory (an image's configuration), checked against its digest."""

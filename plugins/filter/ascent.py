@@ -60,14 +60,17 @@ def ascent_device_requests(container: Mapping[str, Any]) -> list[dict[str, Any]]
     return [{**which, "capabilities": [["gpu"]]}]
 
 
-def ascent_locked_images(plan: Mapping[str, Any], facts: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def ascent_locked_images(
+    plan: Mapping[str, Any], facts: Iterable[Mapping[str, Any]], node: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
     """Every image of the plan's processes by the digest that the cluster has locked for it (`provisioning.lock`).
 
-    ``facts`` has every host's ``ansible_facts``.
+    ``facts`` has every host's ``ansible_facts``. Names are those of the host whose fact ``ascent_node`` is ``node``.
     """
+    present = (node.get("container_engine") or {}).get("images") or []
     states = [(host.get("ascent_node") or {}).get("state") for host in facts]
     return {
-        reference: provisioning.lock(reference, generations.locked_digest(reference, states))
+        reference: provisioning.lock(reference, generations.locked_digest(reference, states), present)
         for reference in generations.images_of(plan)
     }
 

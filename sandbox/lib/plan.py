@@ -68,6 +68,10 @@ class Node:
         return int(self.profile["npus"] * self.profile["chips_per_npu"])
 
 
+#: What a host may have for itself; the profile, which it may have, too, is never left out.
+PER_HOST = ("sandbox_os", "sandbox_driver", "sandbox_firmware", "sandbox_clock_offset", "sandbox_disks")
+
+
 @dataclass(frozen=True)
 class Sandbox:
     """One cluster of nodes and the services of its site."""
@@ -251,4 +255,6 @@ def from_inventory(path: Path, cluster: str | None = None) -> Sandbox:
         wanted = f"{cluster} is no sandbox" if cluster else "name one with --cluster"
         raise SandboxError(f"{path}: sandbox clusters are: {names}; {wanted}")
     variables, hosts = found[cluster]
-    return from_variables(cluster, variables, hosts)
+    # Each host's own variables have the group's in them already; what the first has for itself is not the others'.
+    shared = {key: value for key, value in variables.items() if key not in PER_HOST}
+    return from_variables(cluster, shared, hosts)

@@ -95,6 +95,7 @@ def make(root, **answers):
             "npu-smi info": (0, (TRANSCRIPTS / "npu-smi/a3-98.txt").read_text(), ""),
             "ip -o addr": (0, IP, ""),
             "docker version": (0, "26.1.0\n", ""),
+            "docker images": (0, f"q.io/e@sha256:{'1' * 64}\n<none>@sha256:{'2' * 64}\nlocal@<none>\n", ""),
             "docker ps": (0, '{"ID":"abc","Names":"x"}\n', ""),
             "docker inspect": (0, json.dumps(INSPECT), ""),
             "-vnic -g": (0, (TRANSCRIPTS / "hccn_tool/vnic.txt").read_text(), ""),
@@ -127,6 +128,7 @@ def test_everything_of_a_node(root):
     assert (facts["npu"]["hccn"], facts["npu"]["hccn_live"]) == ({"0": {"address": "198.51.100.7"}}, None)
     assert facts["npu"]["error"] is None
     assert (facts["npu"]["packages"]["unfinished"], facts["npu"]["cann"], facts["gpu"]) == (None, None, None)
+    assert facts["container_engine"]["images"] == [f"q.io/e@sha256:{'1' * 64}"]
     container = facts["container_engine"]["containers"][0]
     assert (container["name"], container["state"], container["exit_code"]) == ("ascent-decode-0", "exited", 137)
     assert (container["labels"], container["restarts"]) == ({"ascent.process": "decode-0"}, 4)

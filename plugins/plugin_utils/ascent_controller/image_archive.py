@@ -12,7 +12,7 @@ digest of its registry, and no byte of it goes unchecked. An index may come with
 
 from __future__ import annotations
 
-__all__ = ["NAME", "blobs", "check", "find", "images", "platforms", "save"]
+__all__ = ["NAME", "DigestError", "blobs", "check", "find", "images", "path", "platforms", "save"]
 
 import hashlib
 import json
@@ -89,6 +89,11 @@ def platforms(directory: str | Path, digest: str) -> list[dict[str, Any]]:
     """What an image of the archive is for: ``{"os", "architecture", "digest"}`` each (`registry.platforms`)."""
     store = Store(str(directory))
     return registry.platforms(_manifest(store, digest), digest, store.read)
+
+
+def path(directory: str | Path, digest: str) -> str:
+    """Where a blob of an archive lies."""
+    return Store(str(directory)).path(digest)
 
 
 def blobs(directory: str | Path, digest: str, architecture: str) -> dict[str, int]:

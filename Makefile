@@ -109,6 +109,7 @@ test-real: setup ## The real engine on one server, and the suite that it shares 
 bench: setup ## Figures, as ratios within one run; not part of pass or fail
 	@$(BIN)/python bench/planner.py
 	@$(BIN)/python bench/engine_timing.py
+	@$(BIN)/python bench/image_spread.py
 	@$(BIN)/python bench/no_op_run.py --inventory $(INVENTORY) --cluster $(CLUSTER)
 	@$(BIN)/python bench/no_op_run.py --inventory bench/inventory --cluster eight-hosts --tags provision,tune --boot
 

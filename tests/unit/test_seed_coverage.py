@@ -28,6 +28,7 @@ def numbered(letter: str, *ranges: tuple[int, int]) -> list[str]:
 
 ROWS = [
     *numbered("A", (30, 41)),
+    *numbered("B", (1, 5)),
     *numbered("C", (1, 23), (30, 39)),
     *numbered("D", (1, 11)),
     *numbered("E", (1, 9)),

@@ -26,6 +26,7 @@ _KINDS: Tuple[_Kind, ...] = (
     ("firmware", "ascend", True, "driver", lambda node: part(node, "npu", "firmware").get("version")),
     ("CANN", "ascend", True, "cann", lambda node: part(node, "npu", "cann").get("version")),
     ("driver", "nvidia", True, None, lambda node: part(node, "gpu").get("driver")),
+    ("weights", None, True, "weights", lambda node: part(node, "weights").get("commit")),
     ("operating system", None, False, None, _os),
     ("kernel", None, False, None, lambda node: part(node, "system").get("kernel")),
     ("Python", None, False, None, lambda node: part(node, "system").get("python")),

@@ -251,7 +251,7 @@ def _features(context: Context, host: str, node: Facts) -> Findings:
         when = feature["when"]
         found.append(
             tell(
-                "B13" if name == "fabric-memory" else "feature-floor",
+                feature.get("finding", "feature-floor"),
                 host,
                 f"{name} of the recipe {'needs' if tell is error else 'wants'} {' and '.join(lacks)}",
                 f"{when.get('variable') or when.get('option')}={when['value']} in {listed(processes)};"

@@ -6,7 +6,19 @@ for what can't be read: a missing tool is a fact about the node, and judging it 
 
 from __future__ import annotations
 
-__all__ = ["DEFAULT_SUBSETS", "SUBSETS", "SYSCTLS", "Node", "gather", "hccn_call"]
+__all__ = [
+    "DEFAULT_SUBSETS",
+    "SUBSETS",
+    "SYSCTLS",
+    "Answer",
+    "Node",
+    "find_tool",
+    "gather",
+    "hccn_ask",
+    "hccn_call",
+    "parsed",
+    "tool_text",
+]
 
 import json
 import os
@@ -14,13 +26,13 @@ import re
 import socket
 import sys
 import time
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from . import command, hccn_conf, hccn_tool, npu_smi, versions, weights
-from .errors import AscentError
+from .errors import AscentError, ToolError
 
-#: What can be asked for. ``health`` and ``hccn`` cost a tool call per device and are not read unless asked for.
-SUBSETS = ("system", "network", "disk", "npu", "health", "hccn", "container_engine", "weights", "state")
+#: What can be asked for. ``health`` costs a tool call per device and is not read unless asked for.
+SUBSETS = ("system", "network", "disk", "npu", "health", "container_engine", "weights", "state")
 DEFAULT_SUBSETS = ("system", "network", "disk", "npu", "container_engine", "weights", "state")
 SYSCTLS = ("vm.swappiness", "kernel.numa_balancing", "net.ipv4.ip_local_port_range", "net.ipv4.ip_local_reserved_ports")
 DEFAULT_ENGINE = "docker"
@@ -37,6 +49,7 @@ _TCP_LISTEN = "0A"
 _MANAGEMENT_DEVICES = ("davinci_manager", "devmm_svm", "hisi_hdc")
 _MB = 1024 * 1024
 _BUSY_ATTEMPTS = 3
+_NO_ANSWER = {command.MISSING: "missing", command.NO_PERMISSION: "missing", command.TIMED_OUT: "timeout"}
 
 Runner = Callable[[Sequence[str], float], Tuple[int, str, str]]
 
@@ -187,12 +200,28 @@ def _listening(*tables: Optional[str]) -> List[int]:
     return sorted(ports)
 
 
+def _adapters(node: Node) -> List[Dict[str, Any]]:
+    """RDMA devices with their network interfaces and the state of their ports, from /sys/class/infiniband."""
+    base = "/sys/class/infiniband"
+    found = []
+    for name in node.names(base):
+        ports = []
+        for number in node.names(f"{base}/{name}/ports"):
+            # "4: ACTIVE"
+            state = (node.text(f"{base}/{name}/ports/{number}/state") or "").split(":")[-1].strip()
+            layer = (node.text(f"{base}/{name}/ports/{number}/link_layer") or "").strip()
+            ports.append({"number": int(number), "state": state or None, "link_layer": layer or None})
+        found.append({"name": name, "nics": node.names(f"{base}/{name}/device/net"), "ports": ports})
+    return found
+
+
 def _network(node: Node) -> Dict[str, Any]:
     code, out, err = node.run("ip", "-o", "addr", "show")
     ephemeral = (node.text("/proc/sys/net/ipv4/ip_local_port_range") or "").split()
     return {
         "addresses": _addresses(out) if code == 0 else [],
         "error": None if code == 0 else err.strip() or f"ip ended with {code}",
+        "hcas": _adapters(node),
         "listening": _listening(node.text("/proc/net/tcp"), node.text("/proc/net/tcp6")),
         "ephemeral": [int(port) for port in ephemeral] if len(ephemeral) == 2 else None,
         "reserved": (node.text("/proc/sys/net/ipv4/ip_local_reserved_ports") or "").strip(),
@@ -202,7 +231,7 @@ def _network(node: Node) -> Dict[str, Any]:
 # -- accelerators ------------------------------------------------------------------------------------------------------
 
 
-def _parsed(parser: Callable[[str], Any], text: Optional[str]) -> Tuple[Any, Optional[str]]:
+def parsed(parser: Callable[[str], Any], text: Optional[str]) -> Tuple[Any, Optional[str]]:
     """``(value, None)`` or ``(None, why not)``; a file that is absent has neither."""
     if text is None:
         return None, None
@@ -212,7 +241,7 @@ def _parsed(parser: Callable[[str], Any], text: Optional[str]) -> Tuple[Any, Opt
         return None, str(error)
 
 
-def _tool_text(node: Node, *argv: str) -> Tuple[Optional[str], Optional[str]]:
+def tool_text(node: Node, *argv: str) -> Tuple[Optional[str], Optional[str]]:
     """``(output, None)`` or ``(None, error)``. The exit code counts only without output: these tools lie both ways."""
     code, out, err = node.run(*argv)
     if out.strip() or code == 0:
@@ -221,10 +250,10 @@ def _tool_text(node: Node, *argv: str) -> Tuple[Optional[str], Optional[str]]:
 
 
 def _info(node: Node, tool: str) -> Tuple[Optional[Dict[str, Any]], Optional[str]]:
-    text, error = _tool_text(node, tool, "info")
+    text, error = tool_text(node, tool, "info")
     if text is None:
         return None, error
-    return _parsed(npu_smi.parse_info, text)
+    return parsed(npu_smi.parse_info, text)
 
 
 def _health(node: Node, tool: str, devices: Iterable[Mapping[str, Any]]) -> List[Dict[str, Any]]:
@@ -233,61 +262,74 @@ def _health(node: Node, tool: str, devices: Iterable[Mapping[str, Any]]) -> List
     for device in devices:
         place = {"npu_id": device["npu_id"], "chip_id": device["chip_id"]}
         argv = (tool, "info", "-t", "health", "-i", str(device["npu_id"]), "-c", str(device["chip_id"]))
-        text, error = _tool_text(node, *argv)
-        detail, parse_error = _parsed(npu_smi.parse_health, text)
+        text, error = tool_text(node, *argv)
+        detail, parse_error = parsed(npu_smi.parse_health, text)
         details.append({**place, **(detail or {"health": None}), "error": error or parse_error})
     return details
 
 
-def hccn_call(
-    node: Node, tool: str, device: int, option: str, *arguments: str
-) -> Tuple[Optional[Dict[str, Any]], Optional[str]]:
-    """One ``hccn_tool`` answer as ``(value, None)`` or ``(None, error)``; a busy tool is asked again.
+class Answer(NamedTuple):
+    """What a call of ``hccn_tool`` came to: a value, or ``kind`` and ``text`` of why there is none.
+
+    ``kind`` is ``missing`` (no such program), ``timeout``, ``busy`` (its lock stayed taken), ``refused`` (it said that
+    it failed), ``unsupported`` (this product or release has no such thing) or ``unclear`` (no parser knows the shape).
+    """
+
+    value: Optional[Dict[str, Any]]
+    kind: Optional[str] = None
+    text: Optional[str] = None
+
+
+def hccn_ask(node: Node, tool: str, device: int, option: str, *arguments: str) -> Answer:
+    """One call of ``hccn_tool``; a busy tool is asked again.
 
     Calls on a node have to be made one after the other: the tool locks itself node-wide.
     """
-    error: Optional[str] = None
+    answer = Answer(None)
     for attempt in range(_BUSY_ATTEMPTS):
         if attempt:
             time.sleep(0.2 * attempt)
         code, out, err = node.run(tool, "-i", str(device), f"-{option}", "-g", *arguments)
         # Answers and refusals come on either stream, so both are read; a missing tool leaves only the code.
-        if code in (command.MISSING, command.NO_PERMISSION, command.TIMED_OUT) and not out.strip():
-            return None, err.strip() or f"{tool} ended with {code}"
+        if code in _NO_ANSWER and not out.strip():
+            return Answer(None, _NO_ANSWER[code], err.strip() or f"{tool} ended with {code}")
         try:
-            return hccn_tool.parse(option, out if not err.strip() else f"{out}\n{err}"), None
+            return Answer(hccn_tool.parse(option, out if not err.strip() else f"{out.rstrip()}\n{err}"))
+        except ToolError as failure:
+            text = f"{failure} (exit {code})"
+            answer = Answer(None, "unsupported" if hccn_tool.UNSUPPORTED.search(text) else "refused", text)
         except AscentError as failure:
-            error = str(failure)
-            if not hccn_tool.BUSY.search(error):
-                break
-    return None, error
+            answer = Answer(None, "unclear", f"{failure} (exit {code})")
+        if not hccn_tool.BUSY.search(answer.text or ""):
+            return answer
+    return Answer(None, "busy", answer.text)
 
 
-def _hccn(node: Node, tool: str, devices: Iterable[int], option: str) -> Dict[str, Dict[str, Any]]:
-    answers = {}
-    for device in devices:
-        value, error = hccn_call(node, tool, device, option)
-        answers[str(device)] = {**(value or {}), "error": error}
-    return answers
+def hccn_call(
+    node: Node, tool: str, device: int, option: str, *arguments: str
+) -> Tuple[Optional[Dict[str, Any]], Optional[str]]:
+    """`hccn_ask` as ``(value, None)`` or ``(None, error)``."""
+    answer = hccn_ask(node, tool, device, option, *arguments)
+    return answer.value, answer.text
 
 
-def _find_tool(node: Node, candidates: Iterable[str]) -> Optional[str]:
+def find_tool(node: Node, candidates: Iterable[str]) -> Optional[str]:
+    """The first of these programs that is there."""
     return next((path for path in candidates if path and os.path.exists(node.path(path))), None)
 
 
 def _npu(node: Node, subsets: Iterable[str], smi_paths: Sequence[str], hccn_paths: Sequence[str]) -> Dict[str, Any]:
-    tool = _find_tool(node, smi_paths)
+    tool = find_tool(node, smi_paths)
     info, error = _info(node, tool) if tool else (None, f"npu-smi is at none of {', '.join(smi_paths)}")
     names = [name for name in node.names("/dev") if re.match(r"davinci[0-9]+\Z", name)]
     names.sort(key=lambda name: int(name[len("davinci") :]))
-    numbers = [int(name[len("davinci") :]) for name in names]
     names += [name for name in _MANAGEMENT_DEVICES if os.path.exists(node.path(f"/dev/{name}"))]
-    install, install_error = _parsed(versions.parse_install_info, node.text("/etc/ascend_install.info"))
+    install, install_error = parsed(versions.parse_install_info, node.text("/etc/ascend_install.info"))
     base = (install or {}).get("path") or "/usr/local/Ascend"
     firmware_base = (install or {}).get("firmware_path") or base
-    driver, driver_error = _parsed(versions.parse_driver, node.text(f"{base}/driver/version.info"))
-    firmware, firmware_error = _parsed(versions.parse_firmware, node.text(f"{firmware_base}/firmware/version.info"))
-    conf, conf_error = _parsed(hccn_conf.parse, node.text("/etc/hccn.conf"))
+    driver, driver_error = parsed(versions.parse_driver, node.text(f"{base}/driver/version.info"))
+    firmware, firmware_error = parsed(versions.parse_firmware, node.text(f"{firmware_base}/firmware/version.info"))
+    conf, conf_error = parsed(hccn_conf.parse, node.text("/etc/hccn.conf"))
     errors = [text for text in (error, install_error, driver_error, firmware_error, conf_error) if text]
     result: Dict[str, Any] = {
         "tool": tool,
@@ -298,17 +340,12 @@ def _npu(node: Node, subsets: Iterable[str], smi_paths: Sequence[str], hccn_path
         "firmware": firmware,
         "install": install,
         "hccn": conf,
-        "hccn_live": None,
-        "vnic": None,
-        "hccn_tool": _find_tool(node, hccn_paths),
+        "hccn_tool": find_tool(node, hccn_paths),
         "health": [],
     }
     if tool and info:
         suspects = info["devices"] if "health" in subsets else [one for one in info["devices"] if one["health"] != "OK"]
         result["health"] = _health(node, tool, suspects)
-    if "hccn" in subsets and result["hccn_tool"]:
-        result["hccn_live"] = _hccn(node, result["hccn_tool"], numbers, "ip")
-        result["vnic"] = _hccn(node, result["hccn_tool"], numbers, "vnic")
     return result
 
 
@@ -412,7 +449,7 @@ def gather(
 ) -> Dict[str, Any]:
     """The ``ascent_node`` fact; a part that was not asked for is None. ``weights`` needs its directory as well.
 
-    ``health`` and ``hccn`` add to ``npu`` and bring it along.
+    ``health`` adds to ``npu`` and brings it along.
     """
     wanted = set(subsets)
     facts: Dict[str, Any] = dict.fromkeys(("system", "network", "disk", "npu", "container_engine", "weights", "state"))
@@ -422,7 +459,7 @@ def gather(
         facts["network"] = _network(node)
     if "disk" in wanted:
         facts["disk"] = {path: _space(node, path) for path in disk_paths}
-    if wanted & {"npu", "health", "hccn"}:
+    if wanted & {"npu", "health"}:
         facts["npu"] = _npu(node, wanted, npu_smi_paths, hccn_tool_paths)
     if "container_engine" in wanted:
         facts["container_engine"] = _container_engine(node, container_program, cluster)

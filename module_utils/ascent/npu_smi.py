@@ -13,12 +13,13 @@ __all__ = [
     "parse_info",
     "parse_list",
     "parse_mapping",
+    "parse_super_pod",
     "parse_topology",
     "parse_usages",
 ]
 
 import re
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple
 
 from .errors import ParseError, ToolError
 from .text import clean_lines, integer, key_values, number
@@ -179,14 +180,15 @@ def parse_info(text: str) -> Dict[str, Any]:
     Works for the A2, A3, 310P and 950 layouts. ``phy_id`` is the number of the A3 `Phy-ID` column (310P: `Device`):
     it is the N of ``/dev/davinciN``; A2 and 950 print none, there the position in the list is that number.
     ``memory_*`` is DDR (0 of 0 where the board reports none), ``hbm_*`` is None on boards without HBM.
-    A process whose name the tool hides (other pid namespace) has ``name`` None. A table without a process part has no
-    processes.
+    A process whose name the tool hides (other pid namespace) has ``name`` None. ``complete`` is False where the process
+    part is absent or leaves an NPU out: the table may have been cut off, and there may be more devices.
     """
     lines = clean_lines(text)
     _refuse_failure(lines)
     result: Dict[str, Any] = {"tool_version": None, "driver_version": None, "devices": [], "processes": []}
     upper: Optional[Tuple[Dict[str, Any], int, str]] = None
     columns: Optional[Dict[str, int]] = None
+    answered: Set[int] = set()
     for line_number, line in lines:
         cells = _cells(line_number, line)
         if cells is None:
@@ -200,7 +202,7 @@ def parse_info(text: str) -> Dict[str, Any]:
             if len(columns) != len(cells) or not {"ids", "pid", "name", "memory"} <= set(columns):
                 raise ParseError("npu-smi info", "process table with unknown columns", line_number, line)
         elif len(cells) == 1 and _NO_PROCESS.match(cells[0]):
-            continue
+            answered.update(int(npu) for npu in _NO_PROCESS.findall(cells[0]))
         elif columns is not None:
             if len(cells) < len(columns):
                 raise ParseError("npu-smi info", f"expected {len(columns)} cells of a process row", line_number, line)
@@ -218,6 +220,8 @@ def parse_info(text: str) -> Dict[str, Any]:
         raise ParseError("npu-smi info", "device without its second row", upper[1], upper[2])
     if not result["devices"]:
         raise ParseError("npu-smi info", "no device row found")
+    answered.update(process["npu_id"] for process in result["processes"])
+    result["complete"] = columns is not None and {device["npu_id"] for device in result["devices"]} <= answered
     return result
 
 
@@ -241,8 +245,13 @@ def parse_mapping(text: str) -> List[Dict[str, Any]]:
     )
     for line_number, line in lines:
         if "NPU ID" in line and "Chip Name" in line:
-            known = sorted((line.index(title), key) for key, title in titles if title in line)
-            columns = [key for _position, key in known]
+            names = {title: key for key, title in titles}
+            cells = re.split(r"\s{2,}", line)
+            if not set(cells) <= set(names) or len(set(cells)) != len(cells):
+                raise ParseError(source, "header with unknown columns", line_number, line)
+            columns = [names[cell] for cell in cells]
+            if columns[-1] != "name":
+                raise ParseError(source, "the name is not the last column", line_number, line)
             continue
         if not re.match(r"[0-9]+\s", line):
             continue
@@ -357,6 +366,24 @@ def parse_health(text: str) -> Dict[str, Any]:
     if health is None:
         raise ParseError(source, "no Health line found")
     return {"health": health, "error_codes": codes, "error_information": information}
+
+
+def parse_super_pod(text: str) -> Dict[str, int]:
+    """``npu-smi info -t spod-info`` of an A3 chip: ``{sdid, size, id, server_index}``. An SDID is unique in its pod."""
+    source = "npu-smi info -t spod-info"
+    _refuse_failure(clean_lines(text))
+    keys = {"SDID": "sdid", "Super Pod Size": "size", "Super Pod ID": "id", "Server Index": "server_index"}
+    found: Dict[str, int] = {}
+    for line_number, key, value, line in key_values(text):
+        if key in keys:
+            figure = integer(source, value, line_number, line)
+            if figure is None or figure < 0:
+                raise ParseError(source, f"expected a number, found {value!r}", line_number, line)
+            found[keys[key]] = figure
+    missing = sorted(set(keys.values()) - set(found))
+    if missing:
+        raise ParseError(source, f"no line for {', '.join(missing)}")
+    return found
 
 
 def parse_usages(text: str) -> Dict[str, Optional[int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ascent import generations
+from ascent import generations, npu
 from ascent_controller import checking, provisioning
 
 DOCUMENTATION = r"""
@@ -59,6 +59,21 @@ def ascent_device_requests(container: Mapping[str, Any]) -> list[dict[str, Any]]
     return [{**which, "capabilities": [["gpu"]]}]
 
 
+def ascent_conf_image(plan: Mapping[str, Any], host: str) -> str | None:
+    """The image of the first process on ``host`` whose container reads ``/etc/hccn.conf``; None where none does.
+
+    >>> mounts = [{"source": "/etc/hccn.conf", "target": "/etc/hccn.conf", "read_only": True}]
+    >>> plan = {"processes": [{"host": "a", "container": {"image": "engine:1", "mounts": mounts}}]}
+    >>> ascent_conf_image(plan, "a"), ascent_conf_image(plan, "b")
+    ('engine:1', None)
+    """
+    for process in plan["processes"]:
+        container = process.get("container") or {}
+        if process["host"] == host and any(mount["target"] == npu.CONF for mount in container.get("mounts", ())):
+            return str(container["image"])
+    return None
+
+
 def ascent_locked_images(plan: Mapping[str, Any], facts: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Every image of the plan's processes by the digest that the cluster has locked for it (`provisioning.lock`).
 
@@ -81,6 +96,7 @@ class FilterModule:
             "ascent_endpoint_host": checking.endpoint_host,
             "ascent_health_endpoints": checking.health_endpoints,
             "ascent_images_of": generations.images_of,
+            "ascent_conf_image": ascent_conf_image,
             "ascent_device_requests": ascent_device_requests,
             "ascent_locked_images": ascent_locked_images,
             "ascent_mounts": ascent_mounts,

@@ -338,7 +338,8 @@ def _option(hccn: _Hccn, device: int, option: str, entry: Mapping[str, Any]) -> 
     if option != "gateway_ping":
         return hccn.ask(device, option)
     gateway = (entry.get("gateway") or {}).get("gateway")
-    if not gateway or (entry.get("link") or {}).get("link") != "UP":
+    own = (entry.get("ip") or {}).get("address")
+    if not gateway or not own or (entry.get("link") or {}).get("link") != "UP":
         return None
     return hccn.ask(device, "ping", "address", str(gateway), "pkt", "1", name=option)
 

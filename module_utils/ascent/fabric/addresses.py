@@ -66,22 +66,21 @@ def _conf(npus: _Npus, device: Device) -> Optional[Mapping[str, str]]:
     return None if devices is None else devices.get(str(device[1]), {})
 
 
-def judge(plan: _Plan, npus: _Npus) -> Tuple[Findings, Set[Device]]:
-    """Findings, and the devices whose failed pings they explain."""
+def judge(plan: _Plan, npus: _Npus) -> Tuple[Findings, Set[Device], Set[Device]]:
+    """Findings; the devices whose failed pings they explain; and those whose RoCE port can't work for their sake."""
     devices = [device for device in fabric_devices(plan) if npus.get(device[0])]
     matters = "error" if roce_matters(plan, npus) else "warning"
-    explained: Set[Device] = set()
     findings: Findings = []
     missing, lost = _missing(plan, npus, devices, matters)
-    explained |= {device for device in lost if not _value(npus, device, _plane(plan, device), "address")}
-    doubled, intruders = _doubled(plan, npus, devices, matters)
-    explained |= intruders
+    doubled, owning, taken = _doubled(plan, npus, devices, matters)
     networks, outside = _networks(npus, devices, matters)
-    explained |= outside
+    # What stands against a RoCE port says nothing of a device that is reached over HCCS.
+    explained = {device for device in lost if not _value(npus, device, _plane(plan, device), "address")} | taken
+    explained |= {device for device in outside if _plane(plan, device) == "ip"}
     findings += missing + doubled + networks
-    findings += _differing(npus, [one for one in devices if one not in lost | intruders], matters)
+    findings += _differing(npus, [one for one in devices if one not in lost | owning], matters)
     findings += _files(plan, npus, devices, matters)
-    return findings, explained
+    return findings, explained, lost | owning | outside
 
 
 # -- missing and doubled -----------------------------------------------------------------------------------------------
@@ -138,9 +137,13 @@ def _misfits(npus: _Npus, owners: Sequence[Device], devices: Sequence[Device], o
     return odd
 
 
-def _doubled(plan: _Plan, npus: _Npus, devices: Sequence[Device], matters: str) -> Tuple[Findings, Set[Device]]:
+def _doubled(
+    plan: _Plan, npus: _Npus, devices: Sequence[Device], matters: str
+) -> Tuple[Findings, Set[Device], Set[Device]]:
+    """Findings; all owners of a doubled RoCE address; and those of one on the plane that is pinged."""
     findings: Findings = []
     explained: Set[Device] = set()
+    owning: Set[Device] = set()
     for option in ("vnic", "ip"):
         owners: Dict[str, List[Device]] = collections.defaultdict(list)
         for device in devices:
@@ -157,6 +160,8 @@ def _doubled(plan: _Plan, npus: _Npus, devices: Sequence[Device], matters: str) 
             rightful = [one for one in taken if one not in known]
             plane = _plane(plan, taken[0])
             explained |= set(taken) if option == plane else set()
+            # Replies to either owner go where the switches saw the address last.
+            owning |= set(taken) if option == "ip" else set()
             tool = "-vnic -g" if option == "vnic" else "-ip -g"
             findings.append(
                 found(
@@ -175,7 +180,7 @@ def _doubled(plan: _Plan, npus: _Npus, devices: Sequence[Device], matters: str) 
                     "NETMASK.",
                 )
             )
-    return findings, explained
+    return findings, owning, explained
 
 
 def _in_file(npus: _Npus, device: Device) -> str:

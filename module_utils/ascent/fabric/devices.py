@@ -7,7 +7,7 @@ __all__ = ["judge"]
 import collections
 import datetime
 import re
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Collection, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
 from .. import versions
 from ..bench import percentile
@@ -111,11 +111,12 @@ def judge(
     ]
     unread, mute, lost = _unread(view)
     findings += unread
-    told, explained = addresses.judge(plan, npus)
+    told, explained, unfit = addresses.judge(plan, npus)
     findings += told
     down, dead = _links(view)
     findings += down
-    for part in (_tls, _health, _mtu, _speed, _fec, _optical, _flapping, _firmware, _pods, _topology):
+    findings += _health(view, unfit)
+    for part in (_tls, _mtu, _speed, _fec, _optical, _flapping, _firmware, _pods, _topology):
         findings += part(view)
     findings += switches.judge({device: view.entry(device).get("lldp") for device in view.devices})
     findings += _growing(view, counters or {})
@@ -383,15 +384,15 @@ def _tls(view: _View) -> Findings:
     ]
 
 
-def _health(view: _View) -> Findings:
-    """The port's own network check, and the gateway's answer to a ping."""
+def _health(view: _View, unfit: Collection[Device]) -> Findings:
+    """The port's own network check, and the gateway's answer to a ping, of devices whose addresses are in order."""
     findings: Findings = []
     states: Dict[Tuple[str, str], List[Device]] = collections.defaultdict(list)
     silent: List[Device] = []
     answering = set()
     for device in view.devices:
-        # A link that is down explains both.
-        if view.value(device, "link", "link") == "DOWN":
+        # A link that is down explains both, as does an address that is another's or in the wrong network.
+        if device in unfit or view.value(device, "link", "link") == "DOWN":
             continue
         ping = view.entry(device).get("gateway_ping")
         if ping is not None:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "docs" / "reference" / "findings.md"
 
 INTRODUCTION = """\
-# Faults that logs tell of
+# Findings: faults that logs tell of, and what the fabric gate finds
 
 While a launch is watched, every line of every process is held against these signatures; after a failure all logs are
 searched and the first cause in time is named. In one log the kind decides: a missing library explains a timeout and
@@ -25,6 +25,14 @@ something else failed are never a cause. A line that isn't fatal by itself ends 
 Ids and names are those of the fault catalogue. Stage: where a check can stop it first.
 
 This page is generated from `catalog/findings/`: `python tools/findings_reference.py`.
+"""
+
+CHECKS = """\
+## What the fabric gate finds
+
+The stage `verify` reads every device and measures between them. It tells one finding for a fault, with the host and
+the devices at fault, and leaves out what follows from it. Where it says "error or warning", RoCE decides: on A3 it
+counts as an error where containers read the RoCE addresses (KV transfer) or the hosts are of several super pods.
 """
 
 FAMILIES = {
@@ -53,8 +61,22 @@ def document() -> str:
         entries = [entry for entry in catalogue["findings"] if entry["id"].startswith(letter)]
         lines += [_row(entry) for entry in sorted(entries, key=lambda entry: str(entry["id"]))]
         lines.append("")
-    lines += ["## Lines that are never a cause\n", *(f"- `{pattern}`" for pattern in catalogue["wrappers"])]
+    lines += ["## Lines that are never a cause\n", *(f"- `{pattern}`" for pattern in catalogue["wrappers"]), ""]
+    lines += [CHECKS, "| Id | What | Cause | Fix | Part | Source |", "| --- | --- | --- | --- | --- | --- |"]
+    lines += [_check(entry) for entry in signatures.checks(ROOT / "catalog" / "findings")]
     return "\n".join(lines) + "\n"
+
+
+def _check(entry: dict[str, Any]) -> str:
+    cells = [
+        f"**{entry['id']}**" + (f" {entry['name']}" if entry["name"] != entry["id"] else ""),
+        f"{entry['summary']}<br>{entry['severity']}: {entry['example']}",
+        entry["cause"],
+        entry["fix"],
+        entry["part"],
+        entry["source"],
+    ]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _row(entry: dict[str, Any]) -> str:

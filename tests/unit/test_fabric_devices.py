@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import ast
 import copy
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -8,7 +11,10 @@ from hypothesis import strategies as st
 
 from ascent.fabric import devices, hosts, switches
 from ascent.fabric.common import majority, misfits, names
+from ascent_controller import signatures
 from tests.unit.fabric_facts import Cluster
+
+CONTROLLER = "plugins/plugin_utils/ascent_controller"
 
 
 def judge(cluster, counters=None, meshes=None):
@@ -532,6 +538,42 @@ def test_gpu_nodes_have_their_adapters_checked_and_no_npus():
     assert (item["id"], item["severity"]) == ("nccl-hca-down", "warning")
     assert only(gpu({"NCCL_IB_HCA": "=mlx5_1"}, both))["severity"] == "error"
     assert only(gpu({"NCCL_SOCKET_IFNAME": "ib0"}, both))["id"] == "C07"
+
+
+# -- the catalogue -----------------------------------------------------------------------------------------------------
+
+
+def test_the_catalogue_has_every_finding_of_the_gate_and_no_other():
+    root = Path(__file__).parents[2]
+    used = set()
+    own = [f"module_utils/ascent/fabric/{name}.py" for name in ("addresses", "devices", "hosts", "switches", "verdict")]
+    for path in [*(root / name for name in own), root / CONTROLLER / "judges.py"]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("found", "finding", "_unequal"):
+                position = 3 if node.func.id == "_unequal" else 0
+                words = [one for one in ast.walk(node.args[position]) if isinstance(one, ast.Constant)]
+                used |= {one.value for one in words if isinstance(one.value, str)}
+    listed = signatures.checks(root / "catalog" / "findings")
+    assert {entry["id"] for entry in listed if entry["part"] in ("devices", "verdict")} == used
+    keys = {"id", "name", "part", "severity", "summary", "cause", "fix", "source", "example"}
+    assert all(set(entry) == keys and all(entry.values()) for entry in listed)
+    assert len({entry["id"] for entry in listed}) == len(listed)
+
+
+@pytest.mark.parametrize("entry", [one for one in signatures.checks() if one["id"] in {row[2] for row in SINGLE}])
+def test_examples_of_the_catalogue_read_like_the_findings(entry):
+    """Names and numbers aside, the example is what the judge says."""
+
+    def shape(text):
+        return re.sub(r"\(.*\)|: .*|[a-z]+[a-z0-9]*-[0-9]+|[0-9.]+", "", text).split()[:1]
+
+    said = set()
+    for fault, generation, id_, _severity, _says in SINGLE:
+        if id_ == entry["id"]:
+            cluster = Cluster(generation)
+            fault(cluster)
+            said |= {tuple(shape(one["summary"])) for one in judge(cluster)["findings"]}
+    assert tuple(shape(entry["example"])) in said
 
 
 # -- the helpers -------------------------------------------------------------------------------------------------------

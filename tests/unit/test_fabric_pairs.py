@@ -68,7 +68,7 @@ def test_a_busy_tool_is_not_a_dead_link():
 
 
 def test_slow_pair_is_a_warning():
-    slow = {"avg_us": 5000.0}
+    slow = {"min_us": 5000.0}
     item = only(
         judge(lambda source, target: slow if (source, target[0]) == (("a3-01", 0), "a3-02") else {})["findings"]
     )

@@ -145,18 +145,18 @@ def _mesh_findings(pairs: Sequence[_Pair], plane: str) -> List[Dict[str, Any]]:
                 fix="hccn_tool -i DEVICE -stat -g (bad packets), -optical -g and -link_stat -g; reseat or replace.",
             )
         )
-    times = [float(pair["avg_us"]) for pair in known if _ok(pair) and pair["avg_us"] is not None]
+    times = [float(pair["min_us"]) for pair in known if _ok(pair) and pair["min_us"] is not None]
     limit = max(_SLOW_FACTOR * (percentile(times, 50) or 0.0), _SLOW_FLOOR_US)
-    slow = [pair for pair in known if _ok(pair) and (pair["avg_us"] or 0) > limit]
+    slow = [pair for pair in known if _ok(pair) and (pair["min_us"] or 0) > limit]
     if slow:
-        slow.sort(key=lambda pair: -float(pair["avg_us"]))
+        slow.sort(key=lambda pair: -float(pair["min_us"]))
         findings.append(
             finding(
                 "G02",
                 "warning",
                 f"{len(slow)} device pairs answer more than {_SLOW_FACTOR} times slower than the median",
                 stage=_STAGE,
-                evidence="; ".join(f"{_arrow(pair)}: {pair['avg_us']:g} us" for pair in slow[:_SHOWN])
+                evidence="; ".join(f"{_arrow(pair)}: {pair['min_us']:g} us" for pair in slow[:_SHOWN])
                 + f"; median {percentile(times, 50):g} us",
                 cause="A link that runs at a lower rate, a detour, or a node that is busy.",
                 fix="Verify again with the node idle; if it stays, compare -speed and -link_stat of the devices.",

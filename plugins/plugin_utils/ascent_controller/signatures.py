@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DIRECTORY", "load"]
+__all__ = ["DIRECTORY", "checks", "load"]
 
 import re
 from pathlib import Path
@@ -50,6 +50,12 @@ def load(directory: Path = DIRECTORY) -> dict[str, list[Any]]:
     if mistakes:
         raise InputError(mistakes)
     return catalogue
+
+
+def checks(directory: Path = DIRECTORY) -> list[dict[str, Any]]:
+    """What stages find by looking at the nodes themselves: the ``checks`` of all files, in their order."""
+    contents = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(directory.glob("*.yml"))]
+    return [entry for content in contents for entry in content.get("checks", [])]
 
 
 def _problems(entry: dict[str, Any]) -> list[str]:

@@ -106,6 +106,7 @@ bench: setup ## Figures, as ratios within one run; not part of pass or fail
 	@$(BIN)/python bench/planner.py
 	@$(BIN)/python bench/engine_timing.py
 	@$(BIN)/python bench/no_op_run.py --inventory $(INVENTORY) --cluster $(CLUSTER)
+	@$(BIN)/python bench/no_op_run.py --inventory bench/inventory --cluster eight-hosts --tags provision,tune --boot
 
 .PHONY: clean
 clean: ## Remove the virtual environment and past runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Tree"]
 
+import errno
 import glob
 import os
 from typing import List, Optional
@@ -51,7 +52,23 @@ class Tree:
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)
-        os.replace(temporary, place)
+        try:
+            os.replace(temporary, place)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            # A file that is itself a mount, as container engines make /etc/hosts, can only be written in place.
+            os.unlink(temporary)
+            with open(place, "w", encoding="utf-8") as stream:
+                stream.write(text)
+
+    def size_mb(self, path: str) -> Optional[int]:
+        """MB that the file system of a path can hold; None when there is none."""
+        try:
+            stat = os.statvfs(self.path(path))
+        except OSError:
+            return None
+        return stat.f_blocks * stat.f_frsize // (1024 * 1024)
 
     def remove(self, path: str) -> None:
         """Remove a file if it is there."""

@@ -88,6 +88,7 @@ def state(sandbox: Sandbox, node: Node) -> dict[str, Any]:
             "ping_delay_us": {},
             "ping_max_bytes": None,
             "installer": None,
+            "old_modules": False,
             "replies": [],
         },
     }

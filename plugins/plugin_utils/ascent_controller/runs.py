@@ -41,6 +41,7 @@ from typing import Any
 
 from ascent.errors import AscentError
 from ascent.findings import SEVERITIES, failed, finding
+from ascent.secrets import mask
 
 #: ``runs/`` of the checkout.
 DEFAULT_ROOT = Path(__file__).resolve().parents[3] / "runs"
@@ -50,10 +51,6 @@ OUTCOMES = ("ok", "changed", "skipped", "failed", "unreachable", "ignored", "res
 
 _OWN_FILES = {"run.json", "report.html"}
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_SECRET = re.compile(
-    r"""(?ix) ( [\w-]* (?: pass(?:word|wd|phrase)? | token | secret | api_?key | credential ) [\w-]* ["']? \s*[=:]\s* )
-        ( "[^"]*" | '[^']*' | [^\s,}]+ )"""
-)
 # Tasks that only pass on what findings already say.
 _SPEAKERS = {"ansible.builtin.fail", "ansible.builtin.assert", "fail", "assert"}
 
@@ -93,7 +90,7 @@ def masked(arguments: Iterable[str]) -> list[str]:
     >>> masked(["-e", "api_key=abc recipe=x"])
     ['-e', 'api_key=*** recipe=x']
     """
-    return [_SECRET.sub(r"\1***", argument) for argument in arguments]
+    return [mask(argument) for argument in arguments]
 
 
 def simulated(value: Any) -> bool:

@@ -384,6 +384,15 @@ def test_false_down_of_a3_is_taken_back_by_failing_pings():
     assert (item["id"], item["host"]) == ("C10", "a3-02")
 
 
+def test_no_light_at_a_port_that_is_down_is_told_with_the_link():
+    cluster = Cluster("a2")
+    down(cluster)
+    cluster.device(1, 2)["optical"]["items"]["Rx Power0"] = {"value": 0.0, "unit": "mW", "text": "0.0000 mW"}
+    item = only(judge(cluster)["findings"])
+    assert item["id"] == "C10"
+    assert "device 2 at switch port 400GE1/0/3:1; device 2: Rx Power0 0.0000 mW" in item["evidence"]
+
+
 def test_with_two_hosts_the_owner_of_a_doubled_address_is_found_by_the_row():
     cluster = Cluster("a2", 2)
     duplicate(cluster)

@@ -16,11 +16,10 @@ options:
     required: true
   gather:
     description:
-      - What to read. C(health) (every device's health in detail) and C(hccn) (live addresses of the device network)
-        cost one call of the vendor's tool for each device.
+      - What to read. C(health) (every device's health in detail) costs one call of the vendor's tool for each device.
     type: list
     elements: str
-    choices: [system, network, disk, npu, health, hccn, container_engine, weights, state]
+    choices: [system, network, disk, npu, health, container_engine, weights, state]
     default: [system, network, disk, npu, container_engine, weights, state]
   weights_directory:
     description: Directory of the model's weights. Without it weights are not looked at.
@@ -82,10 +81,10 @@ EXAMPLES = r"""
     cluster: a3-cluster
     weights_directory: /root/.cache/modelscope/hub/models/Eco-Tech/Qwen3___5
 
-- name: Read the device network as well
+- name: Read the health of every device in detail
   node_info:
     cluster: a3-cluster
-    gather: [npu, hccn]
+    gather: [npu, health]
 """
 
 RETURN = r"""

@@ -6,7 +6,19 @@ for what can't be read: a missing tool is a fact about the node, and judging it 
 
 from __future__ import annotations
 
-__all__ = ["DEFAULT_SUBSETS", "SUBSETS", "SYSCTLS", "Node", "gather", "hccn_call"]
+__all__ = [
+    "DEFAULT_SUBSETS",
+    "SUBSETS",
+    "SYSCTLS",
+    "Answer",
+    "Node",
+    "find_tool",
+    "gather",
+    "hccn_ask",
+    "hccn_call",
+    "parsed",
+    "tool_text",
+]
 
 import hashlib
 import json
@@ -15,7 +27,7 @@ import re
 import socket
 import sys
 import time
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from . import (
     cann,
@@ -31,11 +43,11 @@ from . import (
     weights,
 )
 from .engines import image_at
-from .errors import AscentError
+from .errors import AscentError, ToolError
 from .files import Tree
 
-#: What can be asked for. ``health`` and ``hccn`` cost a tool call per device and are not read unless asked for.
-SUBSETS = ("system", "network", "disk", "npu", "health", "hccn", "container_engine", "weights", "state")
+#: What can be asked for. ``health`` costs a tool call per device and is not read unless asked for.
+SUBSETS = ("system", "network", "disk", "npu", "health", "container_engine", "weights", "state")
 DEFAULT_SUBSETS = ("system", "network", "disk", "npu", "container_engine", "weights", "state")
 SYSCTLS = ("vm.swappiness", "kernel.numa_balancing", "net.ipv4.ip_local_port_range", "net.ipv4.ip_local_reserved_ports")
 DEFAULT_ENGINE = "docker"
@@ -58,6 +70,7 @@ _CHIPS = ("d500", "d801", "d802", "d803")
 _MANAGEMENT_DEVICES = ("davinci_manager", "devmm_svm", "hisi_hdc")
 _MB = 1024 * 1024
 _BUSY_ATTEMPTS = 3
+_NO_ANSWER = {command.MISSING: "missing", command.NO_PERMISSION: "missing", command.TIMED_OUT: "timeout"}
 
 Runner = Callable[[Sequence[str], float], Tuple[int, str, str]]
 
@@ -226,6 +239,21 @@ def _addresses(text: str) -> List[Dict[str, Any]]:
     return [{"nic": nic, "address": address, "prefix": int(prefix)} for nic, address, prefix in found]
 
 
+def _adapters(node: Node) -> List[Dict[str, Any]]:
+    """RDMA devices with their network interfaces and the state of their ports, from /sys/class/infiniband."""
+    base = "/sys/class/infiniband"
+    found = []
+    for name in node.names(base):
+        ports = []
+        for number in node.names(f"{base}/{name}/ports"):
+            # "4: ACTIVE"
+            state = (node.text(f"{base}/{name}/ports/{number}/state") or "").split(":")[-1].strip()
+            layer = (node.text(f"{base}/{name}/ports/{number}/link_layer") or "").strip()
+            ports.append({"number": int(number), "state": state or None, "link_layer": layer or None})
+        found.append({"name": name, "nics": node.names(f"{base}/{name}/device/net"), "ports": ports})
+    return found
+
+
 def _network(node: Node, sockets: Mapping[int, Iterable[int]], scan: holders.Scan) -> Dict[str, Any]:
     code, out, err = node.run("ip", "-o", "addr", "show")
     ephemeral = (node.text("/proc/sys/net/ipv4/ip_local_port_range") or "").split()
@@ -233,6 +261,7 @@ def _network(node: Node, sockets: Mapping[int, Iterable[int]], scan: holders.Sca
         "addresses": _addresses(out) if code == 0 else [],
         "nics": host_facts.nics(node),
         "error": None if code == 0 else err.strip() or f"ip ended with {code}",
+        "hcas": _adapters(node),
         "listening": sorted(sockets),
         "owners": {
             str(port): scan.sockets[inode]
@@ -248,7 +277,7 @@ def _network(node: Node, sockets: Mapping[int, Iterable[int]], scan: holders.Sca
 # -- accelerators ------------------------------------------------------------------------------------------------------
 
 
-def _parsed(parser: Callable[[str], Any], text: Optional[str]) -> Tuple[Any, Optional[str]]:
+def parsed(parser: Callable[[str], Any], text: Optional[str]) -> Tuple[Any, Optional[str]]:
     """``(value, None)`` or ``(None, why not)``; a file that is absent has neither."""
     if text is None:
         return None, None
@@ -258,7 +287,7 @@ def _parsed(parser: Callable[[str], Any], text: Optional[str]) -> Tuple[Any, Opt
         return None, str(error)
 
 
-def _tool_text(node: Node, *argv: str) -> Tuple[Optional[str], Optional[str]]:
+def tool_text(node: Node, *argv: str) -> Tuple[Optional[str], Optional[str]]:
     """``(output, None)`` or ``(None, error)``. The exit code counts only without output: these tools lie both ways."""
     code, out, err = node.run(*argv)
     if out.strip() or code == 0:
@@ -267,18 +296,18 @@ def _tool_text(node: Node, *argv: str) -> Tuple[Optional[str], Optional[str]]:
 
 
 def _info(node: Node, tool: str) -> Tuple[Optional[Dict[str, Any]], Optional[str]]:
-    text, error = _tool_text(node, tool, "info")
+    text, error = tool_text(node, tool, "info")
     if text is None:
         return None, error
-    return _parsed(npu_smi.parse_info, text)
+    return parsed(npu_smi.parse_info, text)
 
 
 def _live(node: Node, tool: str, info: Mapping[str, Any]) -> Optional[Dict[str, Any]]:
     """What runs now, and need not be what lies on the disk: ``{driver, firmware, compatibility}`` of the first NPU."""
     if not info["devices"]:
         return None
-    text, _ = _tool_text(node, tool, "info", "-t", "board", "-i", str(info["devices"][0]["npu_id"]))
-    board, _ = _parsed(npu_smi.parse_board, text)
+    text, _ = tool_text(node, tool, "info", "-t", "board", "-i", str(info["devices"][0]["npu_id"]))
+    board, _ = parsed(npu_smi.parse_board, text)
     board = board or {}
     return {
         "driver": info["driver_version"] or board.get("software_version"),
@@ -293,45 +322,59 @@ def _health(node: Node, tool: str, devices: Iterable[Mapping[str, Any]]) -> List
     for device in devices:
         place = {"npu_id": device["npu_id"], "chip_id": device["chip_id"]}
         argv = (tool, "info", "-t", "health", "-i", str(device["npu_id"]), "-c", str(device["chip_id"]))
-        text, error = _tool_text(node, *argv)
-        detail, parse_error = _parsed(npu_smi.parse_health, text)
+        text, error = tool_text(node, *argv)
+        detail, parse_error = parsed(npu_smi.parse_health, text)
         details.append({**place, **(detail or {"health": None}), "error": error or parse_error})
     return details
 
 
-def hccn_call(
-    node: Node, tool: str, device: int, option: str, *arguments: str
-) -> Tuple[Optional[Dict[str, Any]], Optional[str]]:
-    """One ``hccn_tool`` answer as ``(value, None)`` or ``(None, error)``; a busy tool is asked again.
+class Answer(NamedTuple):
+    """What a call of ``hccn_tool`` came to: a value, or ``kind`` and ``text`` of why there is none.
+
+    ``kind`` is ``missing`` (no such program), ``timeout``, ``busy`` (its lock stayed taken), ``refused`` (it said that
+    it failed), ``unsupported`` (this product or release has no such thing) or ``unclear`` (no parser knows the shape).
+    """
+
+    value: Optional[Dict[str, Any]]
+    kind: Optional[str] = None
+    text: Optional[str] = None
+
+
+def hccn_ask(node: Node, tool: str, device: int, option: str, *arguments: str) -> Answer:
+    """One call of ``hccn_tool``; a busy tool is asked again.
 
     Calls on a node have to be made one after the other: the tool locks itself node-wide.
     """
-    error: Optional[str] = None
+    answer = Answer(None)
     for attempt in range(_BUSY_ATTEMPTS):
         if attempt:
             time.sleep(0.2 * attempt)
         code, out, err = node.run(tool, "-i", str(device), f"-{option}", "-g", *arguments)
         # Answers and refusals come on either stream, so both are read; a missing tool leaves only the code.
-        if code in (command.MISSING, command.NO_PERMISSION, command.TIMED_OUT) and not out.strip():
-            return None, err.strip() or f"{tool} ended with {code}"
+        if code in _NO_ANSWER and not out.strip():
+            return Answer(None, _NO_ANSWER[code], err.strip() or f"{tool} ended with {code}")
         try:
-            return hccn_tool.parse(option, out if not err.strip() else f"{out}\n{err}"), None
+            return Answer(hccn_tool.parse(option, out if not err.strip() else f"{out.rstrip()}\n{err}"))
+        except ToolError as failure:
+            text = f"{failure} (exit {code})"
+            answer = Answer(None, "unsupported" if hccn_tool.UNSUPPORTED.search(text) else "refused", text)
         except AscentError as failure:
-            error = str(failure)
-            if not hccn_tool.BUSY.search(error):
-                break
-    return None, error
+            answer = Answer(None, "unclear", f"{failure} (exit {code})")
+        if not hccn_tool.BUSY.search(answer.text or ""):
+            return answer
+    return Answer(None, "busy", answer.text)
 
 
-def _hccn(node: Node, tool: str, devices: Iterable[int], option: str) -> Dict[str, Dict[str, Any]]:
-    answers = {}
-    for device in devices:
-        value, error = hccn_call(node, tool, device, option)
-        answers[str(device)] = {**(value or {}), "error": error}
-    return answers
+def hccn_call(
+    node: Node, tool: str, device: int, option: str, *arguments: str
+) -> Tuple[Optional[Dict[str, Any]], Optional[str]]:
+    """`hccn_ask` as ``(value, None)`` or ``(None, error)``."""
+    answer = hccn_ask(node, tool, device, option, *arguments)
+    return answer.value, answer.text
 
 
-def _find_tool(node: Node, candidates: Iterable[str]) -> Optional[str]:
+def find_tool(node: Node, candidates: Iterable[str]) -> Optional[str]:
+    """The first of these programs that is there."""
     return next((path for path in candidates if path and os.path.exists(node.path(path))), None)
 
 
@@ -345,18 +388,17 @@ def _pci(node: Node) -> Optional[Dict[str, int]]:
 
 
 def _npu(node: Node, subsets: Iterable[str], smi_paths: Sequence[str], hccn_paths: Sequence[str]) -> Dict[str, Any]:
-    tool = _find_tool(node, smi_paths)
+    tool = find_tool(node, smi_paths)
     info, error = _info(node, tool) if tool else (None, f"npu-smi is at none of {', '.join(smi_paths)}")
     names = [name for name in node.names("/dev") if re.match(r"davinci[0-9]+\Z", name)]
     names.sort(key=lambda name: int(name[len("davinci") :]))
-    numbers = [int(name[len("davinci") :]) for name in names]
     names += [name for name in _MANAGEMENT_DEVICES if os.path.exists(node.path(f"/dev/{name}"))]
-    install, install_error = _parsed(versions.parse_install_info, node.text("/etc/ascend_install.info"))
+    install, install_error = parsed(versions.parse_install_info, node.text("/etc/ascend_install.info"))
     base = (install or {}).get("path") or "/usr/local/Ascend"
     firmware_base = (install or {}).get("firmware_path") or base
-    driver, driver_error = _parsed(versions.parse_driver, node.text(f"{base}/driver/version.info"))
-    firmware, firmware_error = _parsed(versions.parse_firmware, node.text(f"{firmware_base}/firmware/version.info"))
-    conf, conf_error = _parsed(hccn_conf.parse, node.text("/etc/hccn.conf"))
+    driver, driver_error = parsed(versions.parse_driver, node.text(f"{base}/driver/version.info"))
+    firmware, firmware_error = parsed(versions.parse_firmware, node.text(f"{firmware_base}/firmware/version.info"))
+    conf, conf_error = parsed(hccn_conf.parse, node.text("/etc/hccn.conf"))
     errors = [text for text in (error, install_error, driver_error, firmware_error, conf_error) if text]
     user = (install or {}).get("user") or SERVICE_USER
     result: Dict[str, Any] = {
@@ -371,9 +413,7 @@ def _npu(node: Node, subsets: Iterable[str], smi_paths: Sequence[str], hccn_path
         "hccn": conf,
         "hccn_error": conf_error,
         "pci": _pci(node),
-        "hccn_live": None,
-        "vnic": None,
-        "hccn_tool": _find_tool(node, hccn_paths),
+        "hccn_tool": find_tool(node, hccn_paths),
         "health": [],
         "live": None,
         "packages": packages.read_record(Tree(node.root)),
@@ -383,15 +423,12 @@ def _npu(node: Node, subsets: Iterable[str], smi_paths: Sequence[str], hccn_path
         result["live"] = _live(node, tool, info)
         suspects = info["devices"] if "health" in subsets else [one for one in info["devices"] if one["health"] != "OK"]
         result["health"] = _health(node, tool, suspects)
-    if "hccn" in subsets and result["hccn_tool"]:
-        result["hccn_live"] = _hccn(node, result["hccn_tool"], numbers, "ip")
-        result["vnic"] = _hccn(node, result["hccn_tool"], numbers, "vnic")
     return result
 
 
 def _gpu(node: Node) -> Optional[Dict[str, Any]]:
     """NVIDIA's devices; None on a host without their tool and without a loaded driver."""
-    tool = _find_tool(node, _NVIDIA_SMI)
+    tool = find_tool(node, _NVIDIA_SMI)
     if tool is None:
         loaded = node.text("/proc/driver/nvidia/version") is not None
         return {"tool": None, "driver": None, "devices": [], "error": "nvidia-smi is not there"} if loaded else None
@@ -403,8 +440,8 @@ def _gpu(node: Node) -> Optional[Dict[str, Any]]:
             "devices": [],
             "error": (out.strip() or err.strip() or f"ended with {code}"),
         }
-    parsed, error = _parsed(nvidia_smi.parse_query, out)
-    return {"tool": tool, "driver": None, "devices": [], **(parsed or {}), "error": error}
+    query, error = parsed(nvidia_smi.parse_query, out)
+    return {"tool": tool, "driver": None, "devices": [], **(query or {}), "error": error}
 
 
 # -- container engine --------------------------------------------------------------------------------------------------
@@ -607,7 +644,7 @@ def gather(
 ) -> Dict[str, Any]:
     """The ``ascent_node`` fact; a part that was not asked for is None. ``weights`` needs its directory as well.
 
-    ``health`` and ``hccn`` add to ``npu`` and bring it along. ``images`` are looked up in the container engine's store,
+    ``health`` adds to ``npu`` and brings it along. ``images`` are looked up in the container engine's store,
     ``peers`` by name. Beside ``disk_paths``, the file systems of images and weights are measured. ``clock`` is this
     host's time at the beginning and the end of the reading.
     """
@@ -627,7 +664,7 @@ def gather(
     if "disk" in wanted:
         store, models = data_root(node), [weights_directory] if weights_directory else []
         facts["disk"] = {path: _space(node, path) for path in (*disk_paths, store, *models)}
-    if wanted & {"npu", "health", "hccn"}:
+    if wanted & {"npu", "health"}:
         facts["npu"] = _npu(node, wanted, npu_smi_paths, hccn_tool_paths)
         facts["npu"]["holders"] = {str(number): pids for number, pids in sorted(scan.devices.items())}
         facts["gpu"] = _gpu(node)

@@ -13,12 +13,13 @@ __all__ = [
     "parse_info",
     "parse_list",
     "parse_mapping",
+    "parse_super_pod",
     "parse_topology",
     "parse_usages",
 ]
 
 import re
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple
 
 from .errors import ParseError, ToolError
 from .text import clean_lines, integer, key_values, number
@@ -41,6 +42,18 @@ _PAIR = re.compile(r"(\S+?)\s*/\s*(\S+)")
 _BUS_ID = re.compile(r"[0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f]\Z")
 _NO_PROCESS = re.compile(r"No running process(?:es)? found in NPU\s+([0-9]{1,9})", re.I)
 _TOPOLOGY_LINKS = frozenset({"X", "HCCS", "SIO", "HCCS_SW", "PIX", "PXB", "PHB", "SYS", "NA", "UB"})
+
+
+#: Words of the health column and of the health form.
+_HEALTH = frozenset({"OK", "Warning", "Alarm", "Critical", "UNKNOWN", "Unknown"})
+
+
+def _key_values(source: str, text: str) -> List[Tuple[int, str, str, str]]:
+    """`key_values`; ParseError where the last line is cut off, since its value may go on."""
+    pairs = key_values(text)
+    if pairs and not text.endswith("\n") and pairs[-1][0] == clean_lines(text)[-1][0]:
+        raise ParseError(source, "the text breaks off here", pairs[-1][0], pairs[-1][3])
+    return pairs
 
 
 def _refuse_failure(lines: List[Tuple[int, str]]) -> None:
@@ -93,7 +106,7 @@ def _first_row(cells: List[str], line_number: int, line: str) -> Dict[str, Any]:
             "npu-smi info", "expected NPU and name | health | power, temperature, pages", line_number, line
         )
     npu_id = integer("npu-smi info", words[0], line_number, line)
-    if npu_id is None or not re.match(r"[A-Za-z]+\Z", cells[1]):
+    if npu_id is None or cells[1] not in _HEALTH:
         raise ParseError("npu-smi info", "expected an NPU number and a health word", line_number, line)
     if len(_pairs(figures[2], line_number, line)) != 1:
         raise ParseError("npu-smi info", "expected one used / total pair of huge pages", line_number, line)
@@ -179,14 +192,15 @@ def parse_info(text: str) -> Dict[str, Any]:
     Works for the A2, A3, 310P and 950 layouts. ``phy_id`` is the number of the A3 `Phy-ID` column (310P: `Device`):
     it is the N of ``/dev/davinciN``; A2 and 950 print none, there the position in the list is that number.
     ``memory_*`` is DDR (0 of 0 where the board reports none), ``hbm_*`` is None on boards without HBM.
-    A process whose name the tool hides (other pid namespace) has ``name`` None. A table without a process part has no
-    processes.
+    A process whose name the tool hides (other pid namespace) has ``name`` None. ``complete`` is False where the process
+    part is absent or leaves an NPU out: the table may have been cut off, and there may be more devices.
     """
     lines = clean_lines(text)
     _refuse_failure(lines)
     result: Dict[str, Any] = {"tool_version": None, "driver_version": None, "devices": [], "processes": []}
     upper: Optional[Tuple[Dict[str, Any], int, str]] = None
     columns: Optional[Dict[str, int]] = None
+    answered: Set[int] = set()
     for line_number, line in lines:
         cells = _cells(line_number, line)
         if cells is None:
@@ -200,7 +214,7 @@ def parse_info(text: str) -> Dict[str, Any]:
             if len(columns) != len(cells) or not {"ids", "pid", "name", "memory"} <= set(columns):
                 raise ParseError("npu-smi info", "process table with unknown columns", line_number, line)
         elif len(cells) == 1 and _NO_PROCESS.match(cells[0]):
-            continue
+            answered.update(int(npu) for npu in _NO_PROCESS.findall(cells[0]))
         elif columns is not None:
             if len(cells) < len(columns):
                 raise ParseError("npu-smi info", f"expected {len(columns)} cells of a process row", line_number, line)
@@ -212,12 +226,19 @@ def parse_info(text: str) -> Dict[str, Any]:
         elif upper is None:
             upper = (_first_row(cells, line_number, line), line_number, line)
         else:
-            result["devices"].append(dict(upper[0], **_second_row(cells, line_number, line)))
+            device = dict(upper[0], **_second_row(cells, line_number, line))
+            if any(
+                all(device[key] == one[key] for key in ("npu_id", "chip_id", "phy_id")) for one in result["devices"]
+            ):
+                raise ParseError("npu-smi info", "the same chip stands twice", line_number, line)
+            result["devices"].append(device)
             upper = None
     if upper is not None:
         raise ParseError("npu-smi info", "device without its second row", upper[1], upper[2])
     if not result["devices"]:
         raise ParseError("npu-smi info", "no device row found")
+    answered.update(process["npu_id"] for process in result["processes"])
+    result["complete"] = columns is not None and {device["npu_id"] for device in result["devices"]} <= answered
     return result
 
 
@@ -241,16 +262,21 @@ def parse_mapping(text: str) -> List[Dict[str, Any]]:
     )
     for line_number, line in lines:
         if "NPU ID" in line and "Chip Name" in line:
-            known = sorted((line.index(title), key) for key, title in titles if title in line)
-            columns = [key for _position, key in known]
+            names = {title: key for key, title in titles}
+            cells = re.split(r"\s{2,}", line)
+            if not set(cells) <= set(names) or len(set(cells)) != len(cells):
+                raise ParseError(source, "header with unknown columns", line_number, line)
+            columns = [names[cell] for cell in cells]
+            if columns[-1] != "name":
+                raise ParseError(source, "the name is not the last column", line_number, line)
             continue
         if not re.match(r"[0-9]+\s", line):
             continue
         if not columns:
             raise ParseError(source, "row before its header", line_number, line)
         words = line.split(None, len(columns) - 1)
-        if len(words) != len(columns):
-            raise ParseError(source, f"expected {len(columns)} columns", line_number, line)
+        if len(words) != len(columns) or (line_number == lines[-1][0] and not text.endswith("\n")):
+            raise ParseError(source, f"expected {len(columns)} whole columns", line_number, line)
         row: Dict[str, Any] = {key: None for key, _title in titles}
         row.update(zip(columns, words))
         if row["name"].lower() == "mcu":
@@ -274,7 +300,7 @@ def parse_list(text: str) -> Dict[str, Any]:
         return {"total": 0, "npus": []}
     total: Optional[int] = None
     npus: List[Dict[str, Any]] = []
-    for line_number, key, value, line in key_values(text):
+    for line_number, key, value, line in _key_values(source, text):
         if key in ("Total Count", "Card Count"):
             total = integer(source, value, line_number, line)
         elif key == "NPU ID":
@@ -301,7 +327,7 @@ def parse_board(text: str) -> Dict[str, Any]:
     _refuse_failure(clean_lines(text))
     fields: Dict[str, str] = {}
     counts: Dict[str, Optional[int]] = {"NPU ID": None, "Chip Count": None}
-    for line_number, key, value, line in key_values(text):
+    for line_number, key, value, line in _key_values(source, text):
         if not key:
             continue
         fields[key] = value
@@ -338,19 +364,21 @@ def parse_health(text: str) -> Dict[str, Any]:
     codes: List[str] = []
     information: List[str] = []
     previous = ""
-    for line_number, key, value, line in key_values(text):
+    for line_number, key, value, line in _key_values(source, text):
         key = key or previous
         previous = key
         if key.startswith("Health"):
-            if not re.match(r"[A-Za-z]+\Z", value):
+            if value not in _HEALTH:
                 raise ParseError(source, f"expected a health word, found {value!r}", line_number, line)
             health = value
         elif key == "Error Code":
             for code in value.split():
                 if code in ("NA", "-"):
                     continue
-                if not re.match(r"(?:0[xX])?[0-9A-Fa-f]+\Z", code):
-                    raise ParseError(source, f"expected a hexadecimal code, found {code!r}", line_number, line)
+                if not re.match(r"(?:0[xX])?[0-9A-Fa-f]{8}\Z", code):
+                    raise ParseError(
+                        source, f"expected a code of eight hexadecimal digits, found {code!r}", line_number, line
+                    )
                 codes.append(code)
         elif key == "Error Information" and value not in ("", "NA"):
             information.append(value)
@@ -359,12 +387,30 @@ def parse_health(text: str) -> Dict[str, Any]:
     return {"health": health, "error_codes": codes, "error_information": information}
 
 
+def parse_super_pod(text: str) -> Dict[str, int]:
+    """``npu-smi info -t spod-info`` of an A3 chip: ``{sdid, size, id, server_index}``. An SDID is unique in its pod."""
+    source = "npu-smi info -t spod-info"
+    _refuse_failure(clean_lines(text))
+    keys = {"SDID": "sdid", "Super Pod Size": "size", "Super Pod ID": "id", "Server Index": "server_index"}
+    found: Dict[str, int] = {}
+    for line_number, key, value, line in _key_values(source, text):
+        if key in keys:
+            figure = integer(source, value, line_number, line)
+            if figure is None or figure < 0:
+                raise ParseError(source, f"expected a number, found {value!r}", line_number, line)
+            found[keys[key]] = figure
+    missing = sorted(set(keys.values()) - set(found))
+    if missing:
+        raise ParseError(source, f"no line for {', '.join(missing)}")
+    return found
+
+
 def parse_usages(text: str) -> Dict[str, Optional[int]]:
     """``npu-smi info -t usages`` as ``{"hbm_capacity_mb": 65536, "hbm_usage_rate_percent": 5}``; None: not reported."""
     source = "npu-smi info -t usages"
     _refuse_failure(clean_lines(text))
     usages: Dict[str, Optional[int]] = {}
-    for line_number, key, value, line in key_values(text):
+    for line_number, key, value, line in _key_values(source, text):
         name = re.sub(r"[^a-z0-9]+", "_", key.replace("%", "percent").lower()).strip("_")
         if name:
             usages[name] = integer(source, value, line_number, line)
@@ -409,6 +455,8 @@ def parse_topology(text: str) -> Dict[str, Any]:
                 raise ParseError(source, "X must stand on the diagonal only", line_number, line)
             cells[int(row), int(column)] = link
         rest = "".join(words[1 + len(labels) :])
+        if line_number == lines[-1][0] and not text.endswith("\n"):
+            raise ParseError(source, "the text breaks off here", line_number, line)
         if rest:
             affinity[row] = rest
     if not labels or sorted(rows) != sorted(int(label) for label in labels):

@@ -6,12 +6,12 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-from ascent import mesh
+from ascent import mesh, npu
 from ascent_controller import facts
 
 
 class ActionModule(ActionBase):
-    """``tool``, ``devices`` and ``peers`` come from the plan unless the task gives them.
+    """``tool``, ``host`` and ``peers`` come from the plan and from what `npu_info` read, unless the task gives them.
 
     The module's result becomes the fact ``ascent_mesh``. ``mesh`` is one of `mesh.MODES`.
     """
@@ -23,14 +23,17 @@ class ActionModule(ActionBase):
         result = super().run(tmp, task_vars)
         task_vars = task_vars or {}
         arguments = dict(self._task.args)
-        mode = arguments.pop("mesh", "same-index")
+        mode = arguments.pop("mesh", "planned")
         if "peers" not in arguments:
             plan, host = facts.plan(task_vars), task_vars["inventory_hostname"]
-            fabric = plan["hosts"][host]["fabric"]
-            arguments["tool"] = fabric["ping"]
-            arguments["devices"] = plan["hosts"][host]["devices"]
-            arguments["peers"] = mesh.peers(plan, facts.nodes(task_vars), fabric["address"], mode)[host]
+            fabric, read = plan["hosts"][host]["fabric"], facts.of_plan(task_vars)
+
+            def address_of(peer: str, device: int) -> str | None:
+                return npu.address(read[peer].get("ascent_npus"), device, plan["hosts"][peer]["fabric"]["address"])
+
+            arguments.update(tool=fabric["ping"], host=host, peers=mesh.peers(plan, address_of, mode).get(host, []))
         result.update(self._execute_module(module_name="hccl_verify", module_args=arguments, task_vars=task_vars))
         if not result.get("failed"):
-            result["ansible_facts"] = {"ascent_mesh": {key: result.pop(key) for key in ("results", "devices")}}
+            told = ("plane", "packets", "seconds", "pairs")
+            result["ansible_facts"] = {"ascent_mesh": {key: result.pop(key) for key in told}}
         return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ascent import generations, preflight
+from ascent import generations, npu, preflight
 from ascent.findings import finding
 from ascent_controller import checking, provisioning, tuning
 
@@ -58,6 +58,21 @@ def ascent_device_requests(container: Mapping[str, Any]) -> list[dict[str, Any]]
         return []
     which = {"count": -1} if wanted == "all" else {"device_ids": wanted.removeprefix("device=").split(",")}
     return [{**which, "capabilities": [["gpu"]]}]
+
+
+def ascent_conf_image(plan: Mapping[str, Any], host: str) -> str | None:
+    """The image of the first process on ``host`` whose container reads ``/etc/hccn.conf``; None where none does.
+
+    >>> mounts = [{"source": "/etc/hccn.conf", "target": "/etc/hccn.conf", "read_only": True}]
+    >>> plan = {"processes": [{"host": "a", "container": {"image": "engine:1", "mounts": mounts}}]}
+    >>> ascent_conf_image(plan, "a"), ascent_conf_image(plan, "b")
+    ('engine:1', None)
+    """
+    for process in plan["processes"]:
+        container = process.get("container") or {}
+        if process["host"] == host and any(mount["target"] == npu.CONF for mount in container.get("mounts", ())):
+            return str(container["image"])
+    return None
 
 
 def ascent_locked_images(
@@ -121,6 +136,7 @@ class FilterModule:
             "ascent_images_by_digest": ascent_images_by_digest,
             "ascent_images_of": generations.images_of,
             "ascent_collected": ascent_collected,
+            "ascent_conf_image": ascent_conf_image,
             "ascent_host_names": tuning.host_names,
             "ascent_host_needs": tuning.needs,
             "ascent_device_requests": ascent_device_requests,

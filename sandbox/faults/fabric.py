@@ -95,10 +95,16 @@ def net_unhealthy(
     node: Node,
     device: int = 0,
     status: Literal["Socket fail", "Receive timeout", "Unreachable", "Time exceeded", "Fault"] = "Receive timeout",
+    gateway: Literal["answers", "silent"] = "answers",
 ) -> Injection:
-    """A port's network check fails."""
+    """A port's network check fails; with gateway=silent its gateway does not answer it either."""
     change = node.set(device, "roce", "net_health", to=status)
-    return Injection([change], Look(hccn(device, "-net_health -g"), rf"net health status: {status}"))
+    if gateway == "answers":
+        return Injection([change], Look(hccn(device, "-net_health -g"), rf"net health status: {status}"))
+    port = node.device(device)["roce"]
+    lost = rule("OUTPUT", "-s", port["address"], "-d", port["gateway"], "-p", "icmp", "-j", "DROP")
+    look = Look(hccn(device, f"-ping -g address {port['gateway']} pkt 1"), r" 0 received, 100\.00% packet loss")
+    return Injection([change, lost], look)
 
 
 @fault("C10", "link-down")
@@ -213,8 +219,18 @@ def slow_but_up(node: Node, device: int = 0, mbps: int = 100000, peer: str = "",
 
 
 @fault("G04", "exit-zero-error")
-def exit_zero_error(node: Node, device: int = 0) -> Injection:
-    """A tool says that all packets are lost, and ends with status 0 (A3 only)."""
+def exit_zero_error(node: Node, device: int = 0, option: str = "") -> Injection:
+    """A tool says that all packets are lost (A3 only), or that a question failed (option=link), with status 0."""
+    if option:
+        failing = {
+            "tool": "hccn_tool",
+            "arguments": ["-i", str(device), f"-{option}", "-g"],
+            "stdout": "Command execute failed!\n",
+            "exit": 0,
+        }
+        replies = [*node.state["faults"]["replies"], failing]
+        look = Look(hccn(device, f"-{option} -g") + " && echo status 0", r"Command execute failed!\nstatus 0")
+        return Injection([node.set_node("faults", "replies", to=replies)], look)
     change = node.set(device, "vnic", "link", to="DOWN")
     command = hccn(device, f"-hccs_ping -g address {_peer_address(node, device, 'vnic')} pkt 1") + " && echo status 0"
     return Injection([change], Look(command, r"(?s)100\.00% packets loss.*status 0"))

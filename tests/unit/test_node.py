@@ -77,6 +77,9 @@ def root(tmp_path):
         "/etc/ascent/c1/generations/11/manifest.json": "{half",
         "/var/lib/ascent/c1/fabric.json": '{"ok": true}',
         "/etc/environment": 'https_proxy="http://user:secret@proxy.example:3128"\n',
+        "/sys/class/infiniband/mlx5_0/ports/1/state": "4: ACTIVE\n",
+        "/sys/class/infiniband/mlx5_0/ports/1/link_layer": "Ethernet\n",
+        "/sys/class/infiniband/mlx5_0/device/net/ens1f0/mtu": "4200\n",
         "/root/.docker/config.json": '{"proxies": {"default": {"noProxy": "192.0.2.0/24"}}}',
     }
     for number in (*range(16), "_manager"):
@@ -98,8 +101,6 @@ def make(root, **answers):
             "docker images": (0, f"q.io/e@sha256:{'1' * 64}\n<none>@sha256:{'2' * 64}\nlocal@<none>\n", ""),
             "docker ps": (0, '{"ID":"abc","Names":"x"}\n', ""),
             "docker inspect": (0, json.dumps(INSPECT), ""),
-            "-vnic -g": (0, (TRANSCRIPTS / "hccn_tool/vnic.txt").read_text(), ""),
-            "-ip -g": (13, "", (TRANSCRIPTS / "hccn_tool/ip-none.txt").read_text()),
         }
     )
     programs.answers.update(answers)
@@ -119,13 +120,15 @@ def test_everything_of_a_node(root):
     }
     assert {"nic": "enp67s0f0", "address": "192.0.2.11", "prefix": 24} in facts["network"]["addresses"]
     assert facts["network"]["listening"] == [22, 30012]
+    ports = [{"number": 1, "state": "ACTIVE", "link_layer": "Ethernet"}]
+    assert facts["network"]["hcas"] == [{"name": "mlx5_0", "nics": ["ens1f0"], "ports": ports}]
     assert facts["network"]["ephemeral"] == [32768, 60999]
     assert facts["disk"]["/var/lib/docker"]["total_mb"] > 0
     assert len(facts["npu"]["info"]["devices"]) == 16
     assert facts["npu"]["device_files"][:2] == ["/dev/davinci0", "/dev/davinci1"]
     assert facts["npu"]["device_files"][-1] == "/dev/davinci_manager"
     assert (facts["npu"]["driver"]["version"], facts["npu"]["firmware"]["version"]) == ("25.2.0", "7.7.0.6.236")
-    assert (facts["npu"]["hccn"], facts["npu"]["hccn_live"]) == ({"0": {"address": "198.51.100.7"}}, None)
+    assert facts["npu"]["hccn"] == {"0": {"address": "198.51.100.7"}}
     assert facts["npu"]["error"] is None
     assert (facts["npu"]["packages"]["unfinished"], facts["npu"]["cann"], facts["gpu"]) == (None, None, None)
     assert facts["container_engine"]["images"] == [f"q.io/e@sha256:{'1' * 64}"]
@@ -190,20 +193,6 @@ def test_unhealthy_device_brings_its_codes(root):
     reader, _programs = make(root, **{"-t health": detail, "npu-smi info": (0, table, "")})
     health = node.gather(reader, "c1", ["npu"])["npu"]["health"]
     assert [(one["npu_id"], one["error_codes"]) for one in health] == [(1, ["80E01801", "80E01802"])]
-
-
-def test_hccn_is_read_one_by_one_and_busy_is_asked_again(root, monkeypatch):
-    monkeypatch.setattr(node.time, "sleep", lambda seconds: None)
-    busy = (11, (TRANSCRIPTS / "hccn_tool/busy.txt").read_text(), "")
-    vnic = (0, (TRANSCRIPTS / "hccn_tool/vnic.txt").read_text(), "")
-    reader, _programs = make(root, **{"-i 1 -vnic": [busy, vnic], "-i 2 -vnic": busy})
-    _programs.answers = {
-        key: _programs.answers[key] for key in sorted(_programs.answers, key=lambda key: "-i" not in key)
-    }
-    npu = node.gather(reader, "c1", ["hccn"])["npu"]
-    assert npu["vnic"]["1"]["address"] == "192.0.2.9"
-    assert npu["vnic"]["2"] == {"error": "hccn_tool: hccn_tool is busy, please try again."}
-    assert npu["hccn_live"]["0"] == {"address": None, "netmask": None, "error": None}
 
 
 def test_run_kills_what_does_not_answer_and_its_children():

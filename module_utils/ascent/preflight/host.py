@@ -263,7 +263,9 @@ def _small_containers(plan: Facts) -> Findings:
 def _image_mb(context: Context, image: str) -> Tuple[float, str]:
     """What an image takes on disk: as on a node that has it, else as much as an engine's image may take."""
     known = [
-        part(node, "container_engine", "inspected").get(image) or {} for node in context.nodes.values() if node is not None
+        part(node, "container_engine", "inspected").get(image) or {}
+        for node in context.nodes.values()
+        if node is not None
     ]
     sizes = [one["bytes"] for one in known if one.get("bytes")]
     if sizes:

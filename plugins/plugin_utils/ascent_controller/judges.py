@@ -16,7 +16,8 @@ from typing import Any
 
 import yaml
 
-from ascent import fabric, memory, preflight, serving, status
+from ascent import memory, preflight, serving, status
+from ascent.fabric import devices, pairs, verdict
 from ascent.findings import failed, finding, message, sort_findings
 from ascent_controller import loader, render
 from ascent_controller.loader import ROOT
@@ -25,11 +26,11 @@ Plan = Mapping[str, Any]
 Facts = Mapping[str, Mapping[str, Any]]
 
 
-def told(verdict: Mapping[str, Any]) -> dict[str, Any]:
+def told(answer: Mapping[str, Any]) -> dict[str, Any]:
     """The verdict as a task result: worst finding first, failed when one is an error, and all errors in the message."""
-    findings = sort_findings(verdict["findings"])
+    findings = sort_findings(answer["findings"])
     return {
-        **verdict,
+        **answer,
         "changed": False,
         "findings": findings,
         "failed": failed(findings),
@@ -41,42 +42,53 @@ def _nodes(facts: Facts) -> dict[str, Mapping[str, Any] | None]:
     return {host: values.get("ascent_node") for host, values in facts.items()}
 
 
-def _fabric_gate(plan: Plan, facts: Facts, *, wanted: str, max_age_hours: int) -> dict[str, Any]:
+def _fabric_gate(
+    plan: Plan, facts: Facts, *, wanted: str, max_age_hours: float, depth: str, mesh: str
+) -> dict[str, Any]:
     """``due`` says whether the fabric has to be measured; otherwise a finding tells which verdict holds."""
-    spread = [host for host in plan["hosts"].values() if host["devices"] and host["fabric"]]
-    if len(spread) < 2:
+    if not verdict.due(plan):
         return {"findings": [], "due": False}
     nodes = _nodes(facts)
-    key, now = fabric.key(plan, nodes), time.time()
+    key, now = verdict.key(plan, nodes), time.time()
     kept = [((node or {}).get("state") or {}).get("fabric") for node in nodes.values()]
-    if wanted == "force" or not all(fabric.reusable(verdict, key, now, max_age_hours) for verdict in kept):
+    if wanted == "force" or not all(verdict.reusable(one, key, now, max_age_hours, depth, mesh) for one in kept):
         return {"findings": [], "due": True}
-    measured = max(float(verdict["measured"]) for verdict in kept if verdict)
+    measured = max(float(one["measured"]) for one in kept if one)
     holds = finding(
         "fabric-verdict-holds",
         "info",
         f"the fabric was proven {(now - measured) / 3600:.1f} hours ago and nothing it depends on has changed",
         stage="verify",
-        evidence=f"{kept[0]['pairs'] if kept[0] else 0} pairs; key {key[:12]}",
-        fix="Measure again with -e fabric_verify=force.",
+        evidence=f"depth {kept[0]['depth']}, {kept[0]['pairs']} pairs; key {key[:12]}" if kept[0] else "",
+        fix="Measure again with -e verify=force.",
     )
     return {"findings": [holds], "due": False}
 
 
-def _fabric(plan: Plan, facts: Facts, *, hosts: Sequence[str]) -> dict[str, Any]:
-    """Judges what ``hosts`` measured. ``verdict`` is None unless they are the whole plan."""
+def _fabric(plan: Plan, facts: Facts, *, hosts: Sequence[str], depth: str, mesh: str) -> dict[str, Any]:
+    """Judges what ``hosts`` told and measured. ``verdict`` is None unless they are the whole plan."""
     part = {**plan, "hosts": {name: host for name, host in plan["hosts"].items() if name in hosts}}
     nodes = _nodes(facts)
-    meshes = {host: facts[host].get("ascent_mesh") for host in part["hosts"]}
+
+    def told(fact: str) -> dict[str, Any]:
+        return {host: facts[host].get(fact) for host in part["hosts"]}
+
+    npus, meshes = told("ascent_npus"), told("ascent_mesh")
+    pairs_of_all = [pair for one in meshes.values() if one for pair in one["pairs"]]
+    judged = devices.judge(part, nodes, npus, counters=told("ascent_npu_counters"), pairs=pairs_of_all)
+    parts = {"devices": judged, "mesh": pairs.judge(part, verdict.unexplained(meshes, judged))}
     previous = next((node["state"]["fabric"] for node in nodes.values() if node and node["state"]["fabric"]), None)
-    ping = next(host["fabric"]["ping"] for host in part["hosts"].values() if host["fabric"])
-    findings, metrics, verdict = fabric.judge(part, nodes, meshes, previous, ping)
     whole = set(part["hosts"]) == set(plan["hosts"])
+    composed = verdict.compose(part, nodes, npus, meshes, parts, depth=depth, mesh=mesh, previous=previous)
     return {
-        "findings": findings,
-        "metrics": metrics,
-        "record": {"fabric_mesh.json": meshes},
-        "verdict": verdict if whole else None,
+        "findings": composed["findings"],
+        "metrics": composed["metrics"],
+        "table": composed["table"],
+        "record": {
+            "fabric.json": {key: composed[key] for key in ("table", "matrix", "parts", "verdict", "findings")},
+            "fabric_facts.json": {"npus": npus, "counters": told("ascent_npu_counters"), "mesh": meshes},
+        },
+        "verdict": composed["verdict"] if whole else None,
     }
 
 

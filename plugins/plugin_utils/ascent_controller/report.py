@@ -21,9 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from ascent.errors import AscentError
-from ascent_controller import console, runs
+from ascent_controller import console, fabric_picture, runs
 
 _STYLE = Path(__file__).with_suffix(".css")
+# Columns of the table of nodes that hold words.
+_FABRIC_WORDS = ("node", "TLS", "firmware", "errors", "verdict")
+_SHOWN_PAIRS = 40
 _XML_HEAD = re.compile(r"\A\s*(?:<\?xml.*?\?>\s*)?(?:<!DOCTYPE.*?>\s*)?", re.DOTALL)
 
 
@@ -50,6 +53,7 @@ def html(run_dir: Path) -> str:
         _findings(verdicts),
         _nodes(run_dir),
         _answer(run_dir),
+        _fabric(run_dir),
         *(_bench(path) for path in sorted(run_dir.glob("*_bench.json"))),
         _plan(plan),
         _memory(verdicts),
@@ -199,6 +203,23 @@ def _answer(run_dir: Path) -> str:
         return ""
     prompt = f'<div class="soft">{escape(str(record["prompt"]))}</div>' if record.get("prompt") else ""
     return _section("An answer", f'{prompt}<p class="answer">{escape(str(record["text"]))}</p>')
+
+
+def _fabric(run_dir: Path) -> str:
+    """The table of nodes, the mesh as a heat map, and pairs that are good one way only (`ascent.fabric.verdict`)."""
+    record = _read(run_dir / "fabric.json")
+    if not isinstance(record, dict) or not isinstance(record.get("table"), dict):
+        return ""
+    table, matrix = record["table"], record.get("matrix") or {}
+    numeric = [index for index, name in enumerate(table["columns"]) if name not in _FABRIC_WORDS]
+    body = [_table(table["columns"], table["rows"], numeric=numeric), fabric_picture.heat_map(matrix)]
+    uneven = fabric_picture.asymmetric(matrix)
+    if uneven:
+        shown = uneven[:_SHOWN_PAIRS]
+        more = f" (the first {len(shown)} of {len(uneven)})" if len(uneven) > len(shown) else ""
+        body.append(f"<h3>Pairs that differ by direction{more}</h3>")
+        body.append(_table(["from", "to", "this way", "the other way"], shown))
+    return _section("Fabric", "".join(body))
 
 
 def _bench(path: Path) -> str:

@@ -27,6 +27,8 @@ def numbered(letter: str, *ranges: tuple[int, int]) -> list[str]:
 
 
 ROWS = [
+    "A16",
+    "A22",
     *numbered("A", (30, 41)),
     *numbered("B", (1, 5)),
     *numbered("C", (1, 23), (30, 39)),

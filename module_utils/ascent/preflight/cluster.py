@@ -107,7 +107,7 @@ def _drift(context: Context) -> Findings:
 def _image_drift(context: Context) -> Findings:
     """Nodes on which one tag is another image: the engine's release differs without any name saying so."""
     found = []
-    for reference in context.plan["engine"].get("images") or [context.plan["engine"]["image"]]:
+    for reference in context.plan["engine"]["images"]:
 
         def identity(node: Facts, reference: str = reference) -> Optional[str]:
             image = part(node, "container_engine", "images").get(reference) or {}

@@ -56,7 +56,7 @@ def check(context: Context, host: str, node: Facts) -> Findings:
         str(file["source"] if isinstance(file, Mapping) else file).split(":", 1)[0]
         for process in plan["processes"]
         if process["host"] == host
-        for file in process["container"].get("devices", ())
+        for file in (process["container"] or {}).get("devices", ())
     }
     absent_files = sorted(wanted - files)
     if absent_files:
@@ -86,8 +86,9 @@ def check(context: Context, host: str, node: Facts) -> Findings:
     found += _unhealthy(host, npu, mine)
     if not running(node):
         found += _occupied(host, node, mine)
-    image = next((one["container"]["image"] for one in plan["processes"] if one["host"] == host and one["devices"]), "")
-    flavour = image_platform(image)
+    mine_here = [one for one in plan["processes"] if one["host"] == host and one["devices"] and one["container"]]
+    image = next((one["container"]["image"] for one in mine_here), None)
+    flavour = image_platform(image) if image else None
     is_a3 = any(one["phy_id"] is not None and one["hbm_total_mb"] for one in table.values())
     if flavour in ("", "-a3") and any(one["hbm_total_mb"] for one in table.values()) and is_a3 != (flavour == "-a3"):
         found.append(

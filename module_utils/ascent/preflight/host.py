@@ -203,7 +203,8 @@ def _shared_memory(context: Context, host: str, node: Facts) -> Findings:
     """The host's /dev/shm where containers use it, and its memory against the sizes that containers may fill."""
     mine = [one for one in context.plan["processes"] if one["host"] == host and one["devices"]]
     found = []
-    shared = [one["name"] for one in mine if one["container"].get("ipc") == "host"]
+    # Without a container it is the host's own as well.
+    shared = [one["name"] for one in mine if not one["container"] or one["container"].get("ipc") == "host"]
     size = part(node, "system").get("shm_mb")
     if shared and size is not None and size < _MIN_SHM_MB:
         found.append(
@@ -217,7 +218,7 @@ def _shared_memory(context: Context, host: str, node: Facts) -> Findings:
                 "shared_memory",
             )
         )
-    sizes = {one["name"]: size_mb(one["container"].get("shm_size") or 0) or 0 for one in mine}
+    sizes = {one["name"]: size_mb((one["container"] or {}).get("shm_size") or 0) or 0 for one in mine}
     usable, words = _usable_mb(node)
     if usable is not None and sum(sizes.values()) > usable:
         found.append(
@@ -238,7 +239,9 @@ def _small_containers(plan: Facts) -> Findings:
     small = [
         process["name"]
         for process in plan["processes"]
-        if process["devices"] and (size_mb(process["container"].get("shm_size", "1g")) or _MIN_SHM_MB) < _MIN_SHM_MB
+        if process["devices"]
+        and process["container"]
+        and (size_mb(process["container"].get("shm_size", "1g")) or _MIN_SHM_MB) < _MIN_SHM_MB
     ]
     if not small:
         return []
@@ -322,7 +325,7 @@ def _disk(context: Context, host: str, node: Facts) -> Findings:
 
 def _limits(context: Context, host: str, node: Facts) -> Findings:
     """Limits that a container of this host gets and an engine runs into."""
-    mine = [one for one in context.plan["processes"] if one["host"] == host and one["devices"]]
+    mine = [one for one in context.plan["processes"] if one["host"] == host and one["devices"] and one["container"]]
     bare = [one["name"] for one in mine if "nofile" not in (one["container"].get("ulimits") or {})]
     system = part(node, "system")
     files = part(system, "limits", "container_engine").get("nofile")

@@ -257,7 +257,10 @@ def _selinux(plan: Facts, host: str, node: Facts) -> Findings:
     mine = [
         one["name"]
         for one in plan["processes"]
-        if one["host"] == host and one["container"].get("mounts") and not one["container"].get("privileged")
+        if one["host"] == host
+        and one["container"]
+        and one["container"].get("mounts")
+        and not one["container"].get("privileged")
     ]
     if part(node, "system").get("selinux") != "enforcing" or not mine:
         return []

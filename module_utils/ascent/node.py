@@ -303,11 +303,12 @@ def tool_text(node: Node, *argv: str) -> Tuple[Optional[str], Optional[str]]:
     return None, err.strip() or f"{' '.join(argv)} ended with {code} and no output"
 
 
-def _info(node: Node, tool: str) -> Tuple[Optional[Dict[str, Any]], Optional[str]]:
+def _info(node: Node, tool: str) -> Tuple[Optional[Dict[str, Any]], Optional[str], bool]:
+    """The table, or why there is none, and whether the tool says that the driver is installed in part only."""
     text, error = tool_text(node, tool, "info")
     if text is None:
-        return None, error
-    return parsed(npu_smi.parse_info, text)
+        return None, error, False
+    return (*parsed(npu_smi.parse_info, text), packages.incomplete(text))
 
 
 def _live(node: Node, tool: str, info: Mapping[str, Any]) -> Optional[Dict[str, Any]]:
@@ -397,7 +398,8 @@ def _pci(node: Node) -> Optional[Dict[str, int]]:
 
 def _npu(node: Node, subsets: Iterable[str], smi_paths: Sequence[str], hccn_paths: Sequence[str]) -> Dict[str, Any]:
     tool = find_tool(node, smi_paths)
-    info, error = _info(node, tool) if tool else (None, f"npu-smi is at none of {', '.join(smi_paths)}")
+    nowhere = f"npu-smi is at none of {', '.join(smi_paths)}"
+    info, error, incomplete = _info(node, tool) if tool else (None, nowhere, False)
     names = [name for name in node.names("/dev") if re.match(r"davinci[0-9]+\Z", name)]
     names.sort(key=lambda name: int(name[len("davinci") :]))
     names += [name for name in _MANAGEMENT_DEVICES if os.path.exists(node.path(f"/dev/{name}"))]
@@ -423,6 +425,7 @@ def _npu(node: Node, subsets: Iterable[str], smi_paths: Sequence[str], hccn_path
         "pci": _pci(node),
         "hccn_tool": find_tool(node, hccn_paths),
         "health": [],
+        "incomplete": incomplete,
         "live": None,
         "packages": packages.read_record(Tree(node.root)),
         "cann": cann.find(Tree(node.root), os.uname().machine),

@@ -23,6 +23,7 @@ _LOGS = {
     "kernels": "/var/log/ascend_seclog/ascend_kernels_install.log",
     "nnal": "/var/log/ascend_seclog/ascend_nnal_install.log",
 }
+_NPU_SMI = "/usr/local/bin/npu-smi"
 _TAIL_CHARACTERS = 4000
 _MISMATCH = re.compile(r"not compatible|not match|mismatch|incompatib", re.I)
 
@@ -115,6 +116,10 @@ class Run:
     def _status(self) -> Optional[str]:
         """How the driver's last installation ended; None where the file has no such line, as with older drivers."""
         status = self._info().get("status")
+        if status is None and self.tree.exists(_NPU_SMI):
+            # Without the line only the tool knows whether its release would have written one.
+            _, out, _ = self.node.run(_NPU_SMI, "info")
+            return "" if packages.incomplete(out) else None
         return None if status is None else str(status)
 
     # -- before anything is changed ------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ __all__ = [
     "arguments",
     "cause",
     "due",
+    "incomplete",
     "installed",
     "not_active",
     "outcome",
@@ -203,6 +204,15 @@ def read_record(tree: Tree) -> Dict[str, Any]:
 def write_record(tree: Tree, record: Mapping[str, Any]) -> None:
     """Keeps the record, in one step and over a loss of power."""
     tree.write_file(RECORD, json.dumps({"schema": 1, **record}, indent=1, sort_keys=True) + "\n")
+
+
+def incomplete(text: str) -> bool:
+    """Whether ``npu-smi info`` warns that the driver's last installation broke off. Older releases never do.
+
+    >>> incomplete("[WARNING]The driver package may not be completely installed, please check!")
+    True
+    """
+    return "driver package may not be completely installed" in text
 
 
 def due(

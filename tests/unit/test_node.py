@@ -169,6 +169,10 @@ def test_what_is_live_is_told_beside_what_is_on_the_disk(root):
     assert set(npu["live"]) == {"driver", "firmware", "compatibility"}
     assert npu["live"]["driver"] == npu["info"]["driver_version"]
     assert npu["live"]["firmware"]
+    assert npu["incomplete"] is False
+    warned = (0, (TRANSCRIPTS / "npu-smi/a2-warning-footer.txt").read_text(), "")
+    reader, _programs = make(root, **{"npu-smi info": warned})
+    assert node.gather(reader, "c1", ["npu"])["npu"]["incomplete"] is True
 
 
 def test_nvidia_devices_are_read_or_their_driver_is_said_to_fail(root):

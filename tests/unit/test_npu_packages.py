@@ -65,6 +65,12 @@ def test_a_bare_node_lacks_both_and_is_not_blamed_for_it() -> None:
     assert ids(npu_packages.verdict(bare, "n1")) == ["A01", "A01", "A01"]
 
 
+def test_a_driver_that_is_installed_in_part_is_installed_again() -> None:
+    (step,) = decide(facts(install={"status": None}, incomplete=True))["due"]
+    assert (step["component"], step["action"]) == ("driver", "upgrade")
+    assert decide(facts(install={"status": None}, incomplete=False))["due"] == []
+
+
 def test_what_the_source_does_not_have_is_named() -> None:
     decision = decide(facts(), chip="910b")
     assert (decision["due"], ids(decision["findings"])) == ([], ["B19", "B19"])

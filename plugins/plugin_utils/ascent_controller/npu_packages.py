@@ -122,6 +122,8 @@ def decide(
     present = _present(npu)
     record = npu.get("packages") or {}
     status = (npu.get("install") or {}).get("status")
+    if status is None and npu.get("incomplete"):
+        status = ""
     due = [] if lacking else packages.due(chosen, present, record, status)
     toolkit = next((one for one in chosen if one["component"] == "toolkit"), None)
     if toolkit and not toolkit["pinned"] and _newer(present["toolkit"] or "", toolkit["version"]):

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 venv=${ASCENT_VENV:-.venv}
-system_packages=(debootstrap docker.io iptables makeself openssh-client)
+system_packages=(debootstrap docker.io iptables makeself openssh-client rsync)
 
 say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
 

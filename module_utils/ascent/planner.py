@@ -514,6 +514,9 @@ class _Builder:
         if not entry:
             argv.append(["--headless"])
         argv.append(["--served-model-name", scene.served_name])
+        if scene.model.get("revision") and scene.values["model"] == scene.model["id"] and "revision" not in given:
+            # By name the engine would look for the hub's own branch.
+            argv.append(["--revision", str(scene.model["revision"])])
         argv.append(["--tensor-parallel-size", str(parallel["tensor"])])
         for key, name in (
             ("pipeline", "pipeline-parallel-size"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CACHE", "STATE", "Scene", "model_directory"]
+__all__ = ["CACHE", "STATE", "Scene", "model_directory", "weights_argument"]
 
 import re
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Union
@@ -15,6 +15,10 @@ CACHE = "/root/.cache"
 
 #: State of a cluster on its hosts, below this directory.
 STATE = "/var/lib/ascent"
+
+
+# Where models of modelers.cn lie below the cache directory; its own client's cache is of no use to engines.
+_MODELERS = "modelers"
 
 
 def model_directory(model: Mapping[str, Any], cache: str = CACHE) -> Optional[str]:
@@ -32,7 +36,21 @@ def model_directory(model: Mapping[str, Any], cache: str = CACHE) -> Optional[st
         revision = str(model.get("revision") or "")
         # A commit names its files; a branch or tag is looked up in the cache itself.
         return f"{place}/snapshots/{revision}" if re.fullmatch("[0-9a-f]{40}", revision) else place
+    if model.get("source") == "modelers":
+        return f"{cache.rstrip('/')}/{_MODELERS}/{model['id']}"
     return None
+
+
+def weights_argument(model: Mapping[str, Any], engine: str) -> str:
+    """What an engine is told to load: a directory as it sees it, or the name by which it looks in the hub's cache.
+
+    Engines know nothing of modelers.cn, so that its models are served by path.
+    """
+    if model.get("path"):
+        return str(model["path"])
+    if model.get("source") == "modelers":
+        return f"{engines.cache_target(engine)}/{_MODELERS}/{model['id']}"
+    return str(model["id"])
 
 
 class Scene:
@@ -126,7 +144,7 @@ class Scene:
                 sources.setdefault(key, []).extend(f"tcp://{self.address(seat.host)}:{port + rank}" for rank in ranks)
         values: Dict[str, Any] = {
             "cluster": self.cluster,
-            "model": str(model.get("path") or model["id"]),
+            "model": weights_argument(model, self.engine),
             "model_directory": model_directory(model, self.cache),
             "served_name": self.served_name,
             "api_urls": [url for side in urls.values() for url in side],

@@ -11,7 +11,7 @@ Requests all have ``op`` and ``directory`` (where the plan wants the model), and
     start   begin a job, in place of one that runs; see `Job`
     poll    the job's state, after up to ``wait`` seconds without news
     stop    end the job
-    put     append ``data`` (after the request) to the file ``path`` that begins with ``offset`` bytes; answers its size
+    put     append what follows the request to files, in ``pieces`` of ``path``, ``offset`` and ``size``; answers sizes
     mark    leave the marker ``name`` beside the directory; ``seen``: which of ``names`` are there; ``unmark``
 
 Nodes give files by HTTP, on the address that the plan has for them, to whoever shows the run's own token: every node
@@ -265,19 +265,32 @@ class Job:
 
     def _show_own(self) -> None:
         """The model is here: only its checksums have to be known, for those who copy it."""
-        self._set(source="this node", phase="check")
+        found = self.store.own()
+        total, count = sum(one["size"] for one in found["files"]), len(found["files"])
+        unknown = [one for one in found["files"] if not one["sha256"]]
+        known = total - sum(one["size"] for one in unknown)
+        self._set(
+            source="this node",
+            phase="check",
+            files=count,
+            files_done=count,
+            bytes=total,
+            bytes_done=known,
+            resumed=total,
+        )
 
-        def digest(path: str, size: int) -> str:
-            told = sha256_of(path, self._check)
+        def digest(one: Dict[str, Any]) -> None:
+            path = self.store.path(one["path"])
+            assert path is not None
+            one["sha256"] = sha256_of(path, self._check)
             with self.lock:
-                self.state["checked"] += size
-            return told
+                self.state["checked"] += one["size"]
+                self.state["bytes_done"] += one["size"]
 
-        self.listing = self.store.listing(digest)
-        self.shared = {one["path"]: one for one in self.listing["files"]}
-        total = sum(one["size"] for one in self.listing["files"])
-        count = len(self.listing["files"])
-        self._set(files=count, files_done=count, bytes=total, bytes_done=total)
+        if self.listener is not None:
+            self._each(unknown, digest)
+        self.shared = {one["path"]: one for one in found["files"]}
+        self.listing = found
 
     def _ask(self) -> Tuple[Client, Dict[str, Any]]:
         """Who to ask for files, and which there are."""
@@ -380,30 +393,38 @@ class Job:
 
     def _rsync(self, source: Mapping[str, Any], one: Dict[str, Any], target: str) -> str:
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        place = f"{hubs.endpoint(source)}/{source['id']}/{one['path']}"
-        command = ["rsync", "--times", "--copy-links", "--inplace", "--append", place, target + PART]
-        process = subprocess.Popen(
-            command, env=_rsync_environment(self.request), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        try:
-            while process.poll() is None:
-                before = self.store.have(one)
-                self._pause(_WAIT_FOR_PEER)
-                self._told(self.store.have(one) - before)
-        finally:
-            if process.poll() is None:
-                process.terminate()
-        _, errors = process.communicate()
-        if process.returncode:
-            raise _rsync_error(process.returncode, errors.decode("utf-8", "replace"), place)
-        digest = Digest(one)
-        digest.read(target + PART, self._check)
-        wrong = digest.wrong(one)
-        if wrong:
+        for last in (False, True):
+            self._run_rsync(f"{hubs.endpoint(source)}/{source['id']}/{one['path']}", one, target + PART)
+            digest = Digest(one)
+            digest.read(target + PART, self._check)
+            wrong = digest.wrong(one)
+            if not wrong:
+                break
+            # What an earlier run left may have been the reason: once more from the start.
             os.unlink(target + PART)
-            raise SourceError("checksum", f"{one['path']} comes with {wrong}")
+            self._told(-digest.count)
+            if last:
+                raise SourceError("checksum", f"{one['path']} comes with {wrong}; it was fetched twice")
         os.replace(target + PART, target)
         return digest.sha256.hexdigest()
+
+    def _run_rsync(self, place: str, one: Mapping[str, Any], part: str) -> None:
+        """Append to ``part`` what it lacks of the file at ``place``."""
+        command = ["rsync", "--times", "--copy-links", "--inplace", "--append", place, part]
+        environment = _rsync_environment(self.request)
+        count = self.store.have(one)
+        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+            try:
+                while process.poll() is None:
+                    self._pause(_WAIT_FOR_PEER)
+                    self._told(self.store.have(one) - count)
+                    count = self.store.have(one)
+            finally:
+                process.terminate()
+            self._told(self.store.have(one) - count)
+            _, errors = process.communicate()
+        if process.returncode:
+            raise _rsync_error(process.returncode, errors.decode("utf-8", "replace"), place)
 
     # -- for others ------------------------------------------------------------------------------------------------
 
@@ -820,21 +841,29 @@ def _existing(path: str) -> str:
 
 
 def put(request: Mapping[str, Any], data: bytes) -> Dict[str, Any]:
-    """Append to a file that a job of the kind ``handed`` waits for, when it is as long as the sender believes."""
+    """Append pieces to files that a job of the kind ``handed`` waits for, each where its file ends already."""
     staging = str((_read_state(request) or {})["staging"])
-    path = str(request["path"])
-    if ".." in path.split("/") or path.startswith("/"):
-        raise AscentError(f"{path} leaves the directory")
-    target = os.path.join(staging, path)
+    sizes, start = {}, 0
+    for piece in request["pieces"]:
+        path = str(piece["path"])
+        if ".." in path.split("/") or path.startswith("/"):
+            raise AscentError(f"{path} leaves the directory")
+        sizes[path] = _append(os.path.join(staging, path), piece["offset"], data[start : start + piece["size"]])
+        start += piece["size"]
+    return {"sizes": sizes}
+
+
+def _append(target: str, offset: int, data: bytes) -> int:
+    """The size of a file after ``data`` was appended to it; of a whole one without it."""
     if os.path.exists(target):
-        return {"size": os.path.getsize(target)}
+        return os.path.getsize(target)
     part = target + PART
     try:
         os.makedirs(os.path.dirname(part), exist_ok=True)
         with open(part, "ab") as stream:
-            if stream.tell() == request["offset"]:
+            if stream.tell() == offset:
                 stream.write(data)
-            return {"size": stream.tell()}
+            return stream.tell()
     except OSError as error:
         raise local(error, part) from None
 

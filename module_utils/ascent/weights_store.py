@@ -88,8 +88,8 @@ class Store:
         if judged["altered"]:
             weights.write_record(place, {key: value for key, value in record.items() if key != "schema"})
 
-    def listing(self, digest: Callable[[str, int], str]) -> Dict[str, Any]:
-        """A listing of the complete model that is here; ``digest(path, size)`` gives checksums that no record knows."""
+    def own(self) -> Dict[str, Any]:
+        """A listing of the complete model that is here; ``sha256`` is None where no record knows it."""
         place = weights.content(self.directory)
         record = weights.read_record(place)
         noted = _notes(place)
@@ -97,14 +97,13 @@ class Store:
         files = []
         for path in sorted(known or _walk(place)):
             full = os.path.join(place, path)
-            size = os.stat(full).st_size
             blob = os.path.basename(os.path.realpath(full)) if os.path.islink(full) else ""
             one = known.get(path) or {}
             files.append(
                 {
                     "path": path,
-                    "size": size,
-                    "sha256": one.get("sha256") or digest(full, size),
+                    "size": os.stat(full).st_size,
+                    "sha256": one.get("sha256"),
                     "git_id": one.get("git_id") or (blob if len(blob) == 40 else None),
                     "revision": one.get("revision") or noted.get(path, ""),
                 }

@@ -71,6 +71,7 @@ class ActionModule(ActionBase):
         if due:
             self._repair(result, options, variables, model, facts)
         else:
+            result["findings"] = weights_spread.differing(model, facts)
             result["msg"] = "the weights are complete" if directory else "the plan names no directory"
         if failed(result["findings"]):
             result["failed"] = True
@@ -80,7 +81,7 @@ class ActionModule(ActionBase):
     def _repair(
         self, result: dict[str, Any], options: dict[str, Any], variables: dict[str, Any], model: Any, facts: Any
     ) -> None:
-        settings = self._settings(options)
+        settings = self._settings(options, variables)
         try:
             source = weights_spread.choose(model, settings) if options["fetch"] else None
         except SourceError as error:
@@ -111,7 +112,11 @@ class ActionModule(ActionBase):
             return
         spread.run(source)
         result["changed"] = any(facts[host] != spread.facts[host] for host in facts)
-        result["findings"] = spread.found or weights_spread.judged(model, spread.facts, fetch=True)
+        result["findings"] = (
+            spread.found
+            or weights_spread.judged(model, spread.facts, fetch=True)
+            or weights_spread.differing(model, spread.facts)
+        )
         result["metrics"] = {"weights": spread.metrics()}
         result["msg"] = f"{describe(source)}: {len(spread.due)} hosts"
 
@@ -137,14 +142,15 @@ class ActionModule(ActionBase):
             finding("weights-to-fetch", "info", f"the weights of {spread.model['id']} would be fetched: {text}")
         ]
 
-    def _settings(self, options: dict[str, Any]) -> weights_spread.Settings:
+    def _settings(self, options: dict[str, Any], variables: dict[str, Any]) -> weights_spread.Settings:
         names = ("fetch", "endpoint", "mirror", "exclude", "parallel", "spread", "fanout", "port", "proxy", "ca_file")
         archive = os.path.expanduser(options["archive"])
+        # Not an option of the task: what a task is called with may be shown.
+        token = variables.get("weights_token")
         return weights_spread.Settings(
             **{name: options[name] for name in (*names, "timeout", "attempts")},
             archive=os.path.abspath(archive) if archive else "",
-            # Not an option of the task: what a task is called with may be shown.
-            token=str(self._templar.template("{{ weights_token | default('', true) }}")),
+            token=str(self._templar.template(token)) if token else "",
         )
 
     def _addresses(self, options: dict[str, Any], variables: dict[str, Any], hosts: list[str]) -> dict[str, str]:

@@ -354,6 +354,25 @@ def test_mirror_cache_and_hardware_shape_the_container():
     assert plan["model"]["directory"] == "/data/weights/modelscope/hub/models/vllm-ascend/Qwen3-235B-A22B"
 
 
+def test_weights_of_modelers_are_served_by_path_from_the_cache():
+    recipe = inputs.recipe("qwen3-235b-a22b-dp2")
+    recipe["model"] = {"id": "Modelers_Park/Qwen3-235B-A22B", "source": "modelers", "revision": "v1"}
+    plan = plan_of(recipe, cache="/data/weights")
+    head = plan["processes"][0]
+    assert plan["model"]["directory"] == "/data/weights/modelers/Modelers_Park/Qwen3-235B-A22B"
+    assert head["argv"][0] == ["vllm", "serve", "/root/.cache/modelers/Modelers_Park/Qwen3-235B-A22B"]
+    assert not [line for line in head["argv"] if line[0] == "--revision"], "a directory has one revision"
+    assert "VLLM_USE_MODELSCOPE" not in [item["name"] for item in head["env"]]
+
+
+@pytest.mark.parametrize("source", ["modelscope", "huggingface"])
+def test_an_engine_that_loads_by_name_is_told_the_revision(source):
+    recipe = inputs.recipe("qwen3-235b-a22b-dp2")
+    recipe["model"] = {"id": "Qwen/Qwen3-235B-A22B", "source": source, "revision": "v1.0"}
+    for process in plan_of(recipe)["processes"]:
+        assert ["--revision", "v1.0"] in process["argv"]
+
+
 def test_local_weights_are_served_by_path_and_mounted():
     recipe = inputs.recipe("qwen3.5-397b-a17b-w8a8-128k-a3")
     recipe["model"]["path"] = "/mnt/share/qwen"

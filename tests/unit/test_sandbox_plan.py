@@ -69,6 +69,14 @@ all:
     assert plan.from_inventory(tmp_path, "two").nodes[0].profile["name"] == "a2"
 
 
+def test_directories_may_be_one_file_system_on_all_nodes():
+    assert sandbox().shares == ()
+    assert sandbox(sandbox_shares=["/mnt/models"]).shares == ("/mnt/models",)
+    for wrong in ("/", "mnt", "/mnt/a b", {"/mnt": 1}):
+        with pytest.raises(plan.SandboxError, match="/mnt/models"):
+            sandbox(sandbox_shares=[wrong])
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ast
+import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -19,16 +17,15 @@ from typing import Any
 
 import pytest
 
-from ascent import hubs, weights, weights_job
+from ascent import weights
 from ascent_controller import weights_spread
 from sandbox.images.services import hub
 from sandbox.lib import plan, site_files
+from tests.unit.weights_hosts import MODEL, PLACE, Cluster
 
-MODEL = "tiny-org/Tiny-0.5B"
 SHARD_BYTES = 3 << 20
 SHARDS = 3
 ENTRY = {"id": MODEL, "tags": ["v1.0"], "shards": SHARDS, "shard_bytes": SHARD_BYTES}
-PLACE = "/root/.cache/modelscope/hub/models/tiny-org/Tiny-0___5B"
 SHARD = "model-00002-of-00003.safetensors"
 
 
@@ -70,93 +67,6 @@ def files(srv: Path, revision: str = "main") -> dict[str, bytes]:
 def sent(site: hub.Site, name: str = ".safetensors") -> int:
     """Bytes of bodies that the hub sent for files whose name ends so."""
     return sum(line["bytes"] for line in site.log if urllib.request.unquote(line["path"]).endswith(name))
-
-
-class Here:
-    """A host inside the test: requests go to `weights_job` itself, and its jobs are threads."""
-
-    def __init__(self) -> None:
-        self.job: weights_job.Job | None = None
-
-    def __call__(self, data: bytes) -> tuple[int, bytes, bytes]:
-        head, _, rest = data.partition(b"\n")
-        text = rest[: int(head)].decode()
-        request = json.loads(ast.literal_eval(text[text.index(".main(") + 6 : text.rindex(", sys.stdin.buffer)")]))
-        try:
-            answer = self.answer(request, rest[int(head) :])
-        except hubs.SourceError as error:
-            answer = {"error": {"kind": error.kind, "text": str(error), "fix": error.fix}}
-        return 0, (weights_job.MARK + json.dumps(answer)).encode(), b""
-
-    def answer(self, request: dict, data: bytes) -> dict:
-        operation = request["op"]
-        if operation == "start":
-            listener = socket.create_server(("127.0.0.1", 0)) if request["serve"] else None
-            self.job = weights_job.Job(request, listener)
-            self.thread = threading.Thread(target=self.job.run, daemon=True)
-            self.thread.start()
-            return {"port": self.job.state["port"]}
-        if operation in ("poll", "stop"):
-            assert self.job is not None
-            if operation == "stop":
-                self.job.stop.set()
-            self.thread.join(5 if operation == "stop" else 0.02)
-            return {"state": dict(self.job.state), "running": self.thread.is_alive()}
-        if operation == "put":
-            assert self.job is not None
-            (Path(request["root"]) / "run/ascent").mkdir(parents=True, exist_ok=True)
-            weights_job._write_state(request, self.job.state)
-            return weights_job.put(request, data)
-        return weights_job._OPERATIONS[operation](request)
-
-
-def process(data: bytes) -> tuple[int, bytes, bytes]:
-    """A host's Python, as the controller starts it on a node."""
-    command = [sys.executable, "-I", "-c", weights_spread.BOOT]
-    done = subprocess.run(command, input=data, capture_output=True, check=False)
-    return done.returncode, done.stdout, done.stderr
-
-
-class Cluster:
-    """Hosts that are directories; with `processes`, each request is a Python of its own."""
-
-    def __init__(self, folder: Path, count: int, processes: bool) -> None:
-        self.folder = folder
-        self.hosts = [f"n{number}" for number in range(1, count + 1)]
-        self.roots = {host: str(folder / host) for host in self.hosts}
-        self.executes = {host: process if processes else Here() for host in self.hosts}
-        self.lines: list[str] = []
-        for root in self.roots.values():
-            Path(root).mkdir(parents=True)
-
-    def path(self, host: str, place: str = PLACE) -> Path:
-        return Path(self.roots[host] + place)
-
-    def facts(self, place: str = PLACE) -> dict[str, Any]:
-        return {host: {**weights.inspect(str(self.path(host, place))), "directory": place} for host in self.hosts}
-
-    def spread(
-        self, place: str = PLACE, source: str = "modelscope", revision: str | None = None, **settings: Any
-    ) -> Any:
-        model = {"id": MODEL, "source": source, "revision": revision, "directory": place}
-        given = weights_spread.Settings(**{"timeout": 5, "attempts": 3, "proxy": "none", **settings})
-        made = weights_spread.Spread(
-            model,
-            given,
-            self.facts(place),
-            dict.fromkeys(self.hosts, "127.0.0.1"),
-            self.executes,
-            self.lines.append,
-            roots=self.roots,
-            wait=0.2,
-        )
-        made.source = weights_spread.choose(model, given)
-        return made
-
-    def fetch(self, place: str = PLACE, source: str = "modelscope", **more: Any) -> Any:
-        made = self.spread(place, source, **more)
-        made.run(made.source)
-        return made
 
 
 @pytest.fixture
@@ -405,12 +315,15 @@ def tree(srv: Path, tmp_path: Path) -> Path:
     return tmp_path / "tree"
 
 
+@pytest.mark.parametrize("spread", [True, False])
 def test_a_directory_of_the_controller_is_given_to_one_host_and_spread(
-    srv: Path, tree: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+    srv: Path, tree: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch, spread: bool
 ) -> None:
     monkeypatch.setattr(weights_spread, "_CHUNK", 1 << 20)
     made = cluster(3)
-    assert made.fetch(archive=str(tree), source="local").found == []
+    done = made.fetch(archive=str(tree), source="local", spread=spread)
+    assert done.found == []
+    assert [state["source"] == "peers" for state in done.states.values()] == [False, spread, spread]
     for host in made.hosts:
         whole(made.path(host), files(srv))
 
@@ -434,6 +347,26 @@ def test_a_mirror_holds_trees_with_checksums(srv: Path, tree: Path, tmp_path: Pa
         server.shutdown()
     for host in made.hosts:
         whole(made.path(host), files(srv))
+
+
+def test_rsync_brings_a_tree_and_the_end_of_a_broken_copy(srv: Path, tree: Path, cluster: Any) -> None:
+    made = cluster(2)
+    # What an earlier run left of two files: the right beginning of one, something else of the other.
+    partial = made.path("n1").with_name(".Tiny-0___5B.ascent-partial")
+    partial.mkdir(parents=True)
+    (partial / f"{SHARD}.part").write_bytes(files(srv)[SHARD][: 1 << 20])
+    (partial / "config.json.part").write_bytes(b"x")
+    one = made.spread(source="local")
+    one.run({"kind": "rsync", "endpoint": str(tree), "id": MODEL, "revision": ""})
+    assert one.found == []
+    for host in made.hosts:
+        whole(made.path(host), files(srv))
+    assert one.metrics()["hosts"]["n1"]["resumed"] == (1 << 20) + 1
+    shutil.rmtree(made.path("n1"))
+    again = made.spread(source="local")
+    again.settings = dataclasses.replace(again.settings, spread=False)
+    again.run({"kind": "rsync", "endpoint": str(tree), "id": "tiny-org/Missing", "revision": ""})
+    assert [item["id"] for item in again.found] == ["D36"]
 
 
 def test_a_mirror_without_checksums_says_how_to_make_them(srv: Path, tree: Path, cluster: Any) -> None:
@@ -491,3 +424,21 @@ def test_progress_tells_share_rate_and_time_left(site: hub.Site, cluster: Any) -
     assert " % of 9.4 MB" in lines
     assert "MB/s" in lines
     assert " left" in lines
+
+
+def test_hosts_with_different_weights_are_told() -> None:
+    model = {"id": MODEL, "directory": PLACE}
+    one = {"complete": True, "bytes": 100, "commit": "a"}
+    assert weights_spread.differing(model, {"n1": one, "n2": {**one, "commit": None}, "n3": None}) == []
+    (found,) = weights_spread.differing(model, {"n1": one, "n2": {**one, "commit": "b"}})
+    assert (found["id"], found["severity"]) == ("weights-differ", "warning")
+    (found,) = weights_spread.differing(model, {"n1": one, "n2": {**one, "bytes": 99}, "n3": one})
+    assert (found["severity"], found["evidence"]) == ("error", "n1, n3: bytes 100; n2: bytes 99")
+
+
+def test_who_copies_from_whom_is_a_tree_with_a_bound() -> None:
+    chains = weights_spread.ancestors([f"n{number}" for number in range(64)], 2)
+    parents = [chain[0] for chain in chains.values() if chain]
+    assert max(map(parents.count, parents)) == 2
+    assert max(map(len, chains.values())) == 6
+    assert all(chain[-1] == "n0" for chain in chains.values() if chain)

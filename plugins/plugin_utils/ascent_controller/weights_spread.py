@@ -7,7 +7,17 @@ file system are told by markers, and only one of them writes. `ascent.weights_jo
 
 from __future__ import annotations
 
-__all__ = ["Settings", "Spread", "ancestors", "choose", "due", "program", "shared_groups"]
+__all__ = [
+    "Settings",
+    "Spread",
+    "ancestors",
+    "choose",
+    "differing",
+    "due",
+    "next_pieces",
+    "program",
+    "shared_groups",
+]
 
 import concurrent.futures
 import functools
@@ -51,7 +61,7 @@ for name, text in json.loads({sources!r}):
 sys.modules["ascent.weights_job"].main({request!r}, sys.stdin.buffer)
 """
 
-_CHUNK = 16 << 20
+_CHUNK = 64 << 20
 # A network file system tells what others wrote after this long at most, unless it was tuned otherwise.
 _SEEN_BY_ALL = 90.0
 _RATE_WINDOW = 15.0
@@ -173,6 +183,29 @@ def archive_files(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+def next_pieces(files: Sequence[Mapping[str, Any]], sizes: Mapping[str, int], most: int) -> list[dict[str, Any]]:
+    """What to give next of files that a host has up to ``sizes``, ``most`` bytes at once; nothing when it has all.
+
+    >>> files = [{"path": "a", "size": 3}, {"path": "b", "size": 9}]
+    >>> next_pieces(files, {"a": 1, "b": 0}, 5)
+    [{'path': 'a', 'offset': 1, 'size': 2}, {'path': 'b', 'offset': 0, 'size': 3}]
+    """
+    pieces = []
+    for one in files:
+        start = sizes[one["path"]]
+        size = min(one["size"] - start, most)
+        if size > 0:
+            pieces.append({"path": one["path"], "offset": start, "size": size})
+            most -= size
+    return pieces
+
+
+def _read(path: Path, offset: int, size: int) -> bytes:
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        return stream.read(size)
+
+
 class NodeError(AscentError):
     """A node could not answer: its connection or its Python failed."""
 
@@ -203,6 +236,7 @@ class Spread:
         self.ports: dict[str, int] = {}
         self._told: list[tuple[str, dict[str, Any]]] = []
         self._ended: set[str] = set()
+        self._askers: set[str] = set()
         self.token = secrets.token_urlsafe(32)
         self.started = time.monotonic()
         self._took: dict[str, float] = {}
@@ -275,17 +309,16 @@ class Spread:
             total = sum(one["size"] for one in files)
             place = hubs.describe(source)
             return {"files": len(files), "bytes": total, "total": total, "source": place, "hosts": self.due}
-        answer = self._all([first], "look", source=dict(source), **self._asking()).get(first)
+        answer = self._all([first], "look", source=dict(source), token=self.settings.token, **self._asking()).get(first)
         would = (answer or {}).get("would")
         if answer and source["kind"] == "rsync":
             return {"files": None, "bytes": None, "total": None, "source": hubs.describe(source), "hosts": self.due}
         return {**would, "hosts": self.due} if would else None
 
     def _asking(self) -> dict[str, Any]:
-        """How a node asks the source. The token goes to the node's stdin only."""
+        """How a node asks the source, but for the token: only who asks gets that."""
         given = self.settings
         return {
-            "token": given.token,
             "proxy": given.proxy,
             "ca_file": given.ca_file,
             "timeout": given.timeout,
@@ -378,17 +411,20 @@ class Spread:
                 patience=self.settings.patience,
                 peers=peers,
                 serve=serve,
+                token={host: "" if peers[host] else self.settings.token for host in hosts},
                 **self._asking(),
             )
             self.ports.update({host: answer["port"] for host, answer in answers.items() if answer["port"]})
             self.states.update({host: {"phase": "list"} for host in answers})
+            self._askers |= {host for host in answers if not peers[host]}
 
     def _follow(self, members: Sequence[str], source: Any) -> None:
         """Until every job has ended or given up, one thread a host; a line of progress about once a second."""
         watched = [host for host in members if host in self.states]
         threads = [threading.Thread(target=self._watch, args=(host,), daemon=True) for host in watched]
-        if source and source["kind"] == "handed" and members[0] in watched and members[0] in self.due:
-            threads.append(threading.Thread(target=self._hand, args=(members[0], source), daemon=True))
+        if source and source["kind"] == "handed":
+            given = [host for host in watched if host in self._askers and host in self.due]
+            threads += [threading.Thread(target=self._hand, args=(host, source), daemon=True) for host in given]
         for thread in threads:
             thread.start()
         shown = time.monotonic()
@@ -453,16 +489,14 @@ class Spread:
             while self.states[host]["phase"] in ("list", "check"):
                 if self._over.wait(0.2):
                     return
-            for one in source["files"]:
-                there = self.ask(host, "put", path=one["path"], offset=-1)["size"]
-                with (folder / one["path"]).open("rb") as stream:
-                    first = True
-                    while first or there < one["size"]:
-                        if self._over.is_set() or self.states[host]["phase"] not in _RUNNING:
-                            return
-                        stream.seek(there)
-                        there = self.ask(host, "put", stream.read(_CHUNK), path=one["path"], offset=there)["size"]
-                        first = False
+            nothing = [{"path": one["path"], "offset": -1, "size": 0} for one in source["files"]]
+            sizes = self.ask(host, "put", pieces=nothing)["sizes"]
+            while not self._over.is_set() and self.states[host]["phase"] in _RUNNING:
+                pieces = next_pieces(source["files"], sizes, _CHUNK)
+                if not pieces:
+                    return
+                data = b"".join(_read(folder / one["path"], one["offset"], one["size"]) for one in pieces)
+                sizes.update(self.ask(host, "put", data, pieces=pieces)["sizes"])
         except (AscentError, OSError) as error:
             self._failed(host, error if isinstance(error, AscentError) else SourceError("refused", str(error)))
             # What waits for these files would wait for ever.
@@ -528,7 +562,8 @@ class Spread:
 
 def _own(values: Mapping[str, Any], host: str) -> dict[str, Any]:
     """Those of a request's values that differ from host to host."""
-    return {key: values[key][host] for key in ("name", "peers", "serve") if key in values}
+    own = {key: value for key, value in values.items() if key in ("name", "peers", "serve", "token")}
+    return {key: value[host] for key, value in own.items() if isinstance(value, dict)}
 
 
 def _bracketed(address: str) -> str:
@@ -625,3 +660,26 @@ def judged(
             one, host, model=str(model["id"]), source=str(model.get("source") or ""), fetch=fetch
         )
     ]
+
+
+def differing(model: Mapping[str, Any], facts: Mapping[str, Mapping[str, Any] | None]) -> list[dict[str, Any]]:
+    """A finding when hosts have different weights: an error by size, a warning when only verified commits differ."""
+    complete = {host: one for host, one in facts.items() if one and one["complete"]}
+    for key, severity in (("bytes", "error"), ("commit", "warning")):
+        groups: dict[Any, list[str]] = {}
+        for host, one in complete.items():
+            if one.get(key):
+                groups.setdefault(one[key], []).append(host)
+        if len(groups) > 1:
+            return [
+                finding(
+                    "weights-differ",
+                    severity,
+                    f"hosts have different weights of {model['id']}",
+                    stage=_STAGE,
+                    evidence="; ".join(f"{', '.join(hosts)}: {key} {value}" for value, hosts in groups.items()),
+                    cause="they were fetched at different times, or from different sources or revisions",
+                    fix=f"name model.revision in the recipe; remove {model['directory']} where it is wrong, and deploy",
+                )
+            ]
+    return []

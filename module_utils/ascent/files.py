@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["BLOCK_BEGIN", "BLOCK_END", "Tree", "block", "split_block"]
 
+import contextlib
 import errno
 import glob
 import os
@@ -93,6 +94,10 @@ class Tree:
         return stat.f_blocks * stat.f_frsize // (1024 * 1024)
 
     def remove(self, path: str) -> None:
-        """Remove a file if it is there."""
+        """Remove a file if it is there, and its directory if that was one for drop-ins and is empty now."""
         if self.exists(path):
             os.unlink(self.path(path))
+        folder = os.path.dirname(path)
+        if folder.endswith((".service.d", ".conf.d")):
+            with contextlib.suppress(OSError):
+                os.rmdir(self.path(folder))

@@ -49,7 +49,8 @@ def duplicates(entries: Sequence[Entry]) -> Dict[str, List[str]]:
 def named(text: str, entries: Sequence[Entry]) -> str:
     """The hosts file with a block for ``entries``, whatever block ``text`` had; without entries as `restored`.
 
-    Names of `duplicates`, and names of loopback such as ``localhost``, are left out.
+    The block comes first, so that its addresses are the first that a program gets for a name, whatever else the file
+    says. Names of `duplicates`, and names of loopback such as ``localhost``, are left out.
     """
     text = restored(text)
     shared = duplicates(entries)
@@ -65,7 +66,7 @@ def named(text: str, entries: Sequence[Entry]) -> str:
     for line in text.splitlines():
         reduced = _reduced(line, taken)
         lines += [line] if reduced is None else [OFF + line, *reduced]
-    return "\n".join([*lines, *files.block(mapped)]) + "\n"
+    return "\n".join([*files.block(mapped), *lines]) + "\n"
 
 
 def restored(text: str) -> str:
@@ -89,7 +90,7 @@ def restored(text: str) -> str:
 
 
 def clashes(text: str, entries: Sequence[Entry]) -> List[Tuple[str, str, str]]:
-    """``(line, name, address wanted)`` for lines of others that give a name another address; the first line wins."""
+    """``(line, name, address wanted)`` for lines of others that give a name another address as well."""
     wanted = {name: entry["address"] for entry in entries for name in entry["names"]}
     found = []
     for line in restored(text).splitlines():

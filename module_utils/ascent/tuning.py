@@ -326,7 +326,7 @@ def _unit_file(governor: str, boot: Iterable[str]) -> Optional[str]:
         HEADER
         + "[Unit]\n"
         + "Description=Ascent host tuning that sysctl.d cannot hold\n"
-        + "After=systemd-sysctl.service sys-kernel-debug.mount\n"
+        + "After=systemd-sysctl.service systemd-modules-load.service sys-kernel-debug.mount\n"
         + "Before=docker.service\n\n"
         + "[Service]\n"
         + "Type=oneshot\n"

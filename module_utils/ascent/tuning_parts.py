@@ -378,9 +378,9 @@ def _plan_hosts(draft: Draft, wish: Sequence[Mapping[str, Any]], observed: Mappi
         draft.tell(
             "D10",
             "warning",
-            f"{path} gives {name} another address than {address}",
+            f"{path} gives {name} another address as well as {address}",
             f"{path}: {line}",
-            "The line stands before Ascent's block, and the first one counts.",
+            "Ascent's block comes first, but programs that ask for all addresses of a name get this one, too.",
             f"Correct the line, or the host's node_ip in the inventory if {address} is wrong.",
         )
     shared = host_names.duplicates(wish).get(observed["hostname"])

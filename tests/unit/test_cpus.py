@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import doctest
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,18 @@ def test_a_device_without_msi_has_the_interrupt_of_its_line(tmp_path: Path) -> N
     assert cpus.interrupts(Tree(str(tmp_path)), "0000:01:00.0") == [16]
     (folder / "irq").write_text("0\n")
     assert cpus.interrupts(Tree(str(tmp_path)), "0000:01:00.0") == []
+
+
+def test_the_line_for_the_boot_places_every_interrupt_and_outlives_a_refusal(tmp_path: Path) -> None:
+    for number in (100, 101, 102):
+        (tmp_path / f"sys/bus/pci/devices/0000:c1:00.0/msi_irqs/{number}").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"sys/bus/pci/devices/0000:c1:00.0/msi_irqs/{number}").touch()
+        (tmp_path / f"proc/irq/{number}").mkdir(parents=True)
+    (tmp_path / "proc/irq/100/smp_affinity_list").mkdir()  # refuses to be written
+    line = re.sub(r"(?<= )/(?=sys|proc)", f"{tmp_path}/", cpus.affinity_line("0000:c1:00.0", "24-47"))
+    assert subprocess.run(["sh", "-c", line], check=False, stderr=subprocess.DEVNULL).returncode == 0
+    for number in (101, 102):
+        assert (tmp_path / f"proc/irq/{number}/smp_affinity_list").read_text() == "24-47\n"
 
 
 def test_arguments_of_the_running_kernel_are_compared_whole() -> None:

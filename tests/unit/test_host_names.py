@@ -36,9 +36,10 @@ def test_every_name_means_its_node_and_none_loopback() -> None:
     }
 
 
-def test_the_block_is_equal_on_every_node() -> None:
-    blocks = {text.split(files.BLOCK_BEGIN)[1] for text in (host_names.named(start, NODES) for start in (DEBIAN, ""))}
-    assert len(blocks) == 1
+def test_the_block_is_equal_on_every_node_and_decides() -> None:
+    written = [host_names.named(start, NODES) for start in (DEBIAN, "", "10.0.0.1 a3-02\n")]
+    assert len({text.split(files.BLOCK_END)[0] for text in written}) == 1
+    assert {mapped(text)["a3-02"] for text in written} == {"192.0.2.12"}
 
 
 def test_a_loopback_line_keeps_its_other_names() -> None:

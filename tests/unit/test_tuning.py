@@ -226,6 +226,7 @@ def test_units_that_start_engines_get_the_limits_in_systemds_units(host: Path) -
     assert programs.calls == ["systemctl daemon-reload"]
     run(host)
     assert not [path for path in snapshot(host) if "90-ascent" in path]
+    assert not list((host / "etc/systemd/system").glob("*.d"))
 
 
 @pytest.mark.parametrize("serving", [True, False])

@@ -403,6 +403,19 @@ def test_cann_of_the_host_counts_where_engines_run_outside_containers(plan, node
         assert {name for name, _, _ in found(plan, nodes)[0]} == {"host-cann"}, values
 
 
+def test_an_engine_outside_containers_needs_no_container_engine(plan, nodes):
+    plan["engine"].update(environment={"path": "/opt/ascent"}, image=None, images=[])
+    for process in plan["processes"]:
+        process["container"] = None
+    for one in nodes.values():
+        one["container_engine"].update(running=False, images={})
+        one["system"]["limits"]["container_engine"]["nofile"] = 1024
+        one["system"]["selinux"] = "enforcing"
+    assert found(plan, nodes)[0] == []
+    nodes["n001"]["system"]["shm_mb"] = 64
+    assert found(plan, nodes)[0] == [("D13", "error", "n001")]
+
+
 # -- GPUs --------------------------------------------------------------------------------------------------------------
 
 

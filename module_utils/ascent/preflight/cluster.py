@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 from ..errors import ParseError
 from ..versions import sort_key
 from . import hccn
-from .common import SHOWN, Context, Facts, Findings, chips_are, error, listed, part, warning
+from .common import SHOWN, Context, Facts, Findings, chips_are, error, images_of_engine, listed, part, warning
 
 #: Vendors' devices that a kind is compared between; None for all hosts.
 _Kind = Tuple[str, Optional[str], bool, Optional[str], Callable[[Facts], Any]]
@@ -107,7 +107,7 @@ def _drift(context: Context) -> Findings:
 def _image_drift(context: Context) -> Findings:
     """Nodes on which one tag is another image: the engine's release differs without any name saying so."""
     found = []
-    for reference in context.plan["engine"].get("images") or [context.plan["engine"]["image"]]:
+    for reference in images_of_engine(context.plan):
 
         def identity(node: Facts, reference: str = reference) -> Optional[str]:
             image = part(node, "container_engine", "images").get(reference) or {}

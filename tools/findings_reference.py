@@ -27,6 +27,14 @@ Ids and names are those of the fault catalogue. Stage: where a check can stop it
 This page is generated from `catalog/findings/`: `python tools/findings_reference.py`.
 """
 
+CHECKS = """\
+## What preflight tells
+
+Before anything is touched, the stage preflight compares the plan with the nodes and tells all of this at once, with the
+host it is about. Where a later stage of the same run puts it right, it is information and stops nothing. What a finding
+says is what was seen; these are examples.
+"""
+
 FAMILIES = {
     "A": "Device access, driver, firmware",
     "B": "Versions, images, packages",
@@ -53,6 +61,13 @@ def document() -> str:
         entries = [entry for entry in catalogue["findings"] if entry["id"].startswith(letter)]
         lines += [_row(entry) for entry in sorted(entries, key=lambda entry: str(entry["id"]))]
         lines.append("")
+    lines += [
+        CHECKS,
+        "| Id | Reads like | Worst | Cause | Fix | Put right by | Source |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        *(_check(entry) for entry in signatures.checks(ROOT / "catalog" / "findings")),
+        "",
+    ]
     lines += ["## Lines that are never a cause\n", *(f"- `{pattern}`" for pattern in catalogue["wrappers"])]
     return "\n".join(lines) + "\n"
 
@@ -68,6 +83,12 @@ def _row(entry: dict[str, Any]) -> str:
         entry["source"],
     ]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _check(entry: dict[str, Any]) -> str:
+    repair = f"stage {entry['repair']}" if "repair" in entry else "-"
+    cells = [f"**{entry['id']}**", entry["example"], entry["severity"], entry["cause"], entry["fix"], repair]
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in [*cells, entry["source"]]) + " |"
 
 
 def main() -> int:

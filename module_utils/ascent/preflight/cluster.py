@@ -26,6 +26,7 @@ _KINDS: Tuple[_Kind, ...] = (
     ("firmware", "ascend", True, "driver", lambda node: part(node, "npu", "firmware").get("version")),
     ("CANN", "ascend", True, "cann", lambda node: part(node, "npu", "cann").get("version")),
     ("driver", "nvidia", True, None, lambda node: part(node, "gpu").get("driver")),
+    ("weights", None, True, "weights", lambda node: part(node, "weights").get("commit")),
     ("operating system", None, False, None, _os),
     ("kernel", None, False, None, lambda node: part(node, "system").get("kernel")),
     ("Python", None, False, None, lambda node: part(node, "system").get("python")),
@@ -110,7 +111,7 @@ def _image_drift(context: Context) -> Findings:
     for reference in images_of_engine(context.plan):
 
         def identity(node: Facts, reference: str = reference) -> Optional[str]:
-            image = part(node, "container_engine", "images").get(reference) or {}
+            image = part(node, "container_engine", "inspected").get(reference) or {}
             return f"{image['id'][:19]} ({image.get('architecture')})" if image.get("id") else None
 
         values = _by_value(context, list(context.plan["hosts"]), identity)

@@ -263,7 +263,9 @@ def _small_containers(plan: Facts) -> Findings:
 def _image_mb(context: Context, image: str) -> Tuple[float, str]:
     """What an image takes on disk: as on a node that has it, else as much as an engine's image may take."""
     known = [
-        part(node, "container_engine", "images").get(image) or {} for node in context.nodes.values() if node is not None
+        part(node, "container_engine", "inspected").get(image) or {}
+        for node in context.nodes.values()
+        if node is not None
     ]
     sizes = [one["bytes"] for one in known if one.get("bytes")]
     if sizes:
@@ -275,7 +277,7 @@ def _needs(context: Context, host: str, node: Facts) -> List[Tuple[str, float, s
     """What this host still has to store: ``(path, MB, what)``."""
     needs: List[Tuple[str, float, str]] = []
     root = str(part(node, "container_engine").get("data_root") or _DEFAULT_ROOT)
-    present = part(node, "container_engine").get("images") or {}
+    present = part(node, "container_engine").get("inspected") or {}
     seen: Set[str] = {
         image for one in part(node, "state").get("generations", ()) for image in one.get("images") or ()
     } | {image for image, found in present.items() if found}

@@ -251,7 +251,7 @@ def _features(context: Context, host: str, node: Facts) -> Findings:
         when = feature["when"]
         found.append(
             tell(
-                "B13" if name == "fabric-memory" else "feature-floor",
+                feature.get("finding", "feature-floor"),
                 host,
                 f"{name} of the recipe {'needs' if tell is error else 'wants'} {' and '.join(lacks)}",
                 f"{when.get('variable') or when.get('option')}={when['value']} in {listed(processes)};"
@@ -335,7 +335,7 @@ def _images(context: Context, host: str, node: Facts) -> Findings:
     family, _ = _wanted(context, host)
     families: Mapping[str, Any] = (context.table or {}).get("families") or {}
     found: Findings = []
-    images: Dict[str, Any] = part(node, "container_engine").get("images") or {}
+    images: Dict[str, Any] = part(node, "container_engine").get("inspected") or {}
     for reference in images_of_engine(context.plan):
         image = images.get(reference)
         if not image or image_platform(reference) is None:

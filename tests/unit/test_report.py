@@ -100,7 +100,11 @@ def parsed(text):
 def test_the_table_of_nodes_is_in_the_report(tmp_path):
     folder = recorded(tmp_path)
     assert "Nodes before the run" not in report.html(folder)
-    table = {"title": "Nodes before the run", "columns": ["host", "driver"], "rows": [["a3-01", None], [EVIL, "25.5.2"]]}
+    table = {
+        "title": "Nodes before the run",
+        "columns": ["host", "driver"],
+        "rows": [["a3-01", None], [EVIL, "25.5.2"]],
+    }
     (folder / "nodes.json").write_text(json.dumps(table))
     text = report.html(folder)
     assert "Nodes before the run" in text

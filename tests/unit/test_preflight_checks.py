@@ -244,6 +244,29 @@ def test_a_lost_chip_is_told_with_what_the_bus_shows(plan, nodes):
     assert "on the bus: 15 of 19e5:d803" in first["evidence"]
 
 
+def test_what_containers_mount_has_to_be_there(plan, nodes):
+    plan["hosts"]["n001"]["files"] = [*plan["hosts"]["n001"]["files"], "/mnt/share/qwen"]
+    nodes["n001"]["absent"] = ["/mnt/share/qwen"]
+    assert found(plan, nodes)[0] == [("mount-absent", "error", "n001")]
+    # Another host's file, and what other checks tell.
+    nodes["n001"]["absent"] = []
+    nodes["n000"]["absent"] = ["/mnt/share/qwen", "/dev/davinci0", "/etc/hccn.conf"]
+    assert found(plan, nodes)[0] == []
+    # Without a driver all of its files are missing; that is one finding.
+    nodes["n002"]["absent"] = ["/usr/local/dcmi", "/etc/ascend_install.info"]
+    nodes["n002"]["npu"].update(info=None, driver=None, firmware=None, error="no npu-smi")
+    assert found(plan, nodes)[0] == [("A01", "error", "n002")]
+
+
+def test_a_component_number_is_no_driver_that_waits_for_a_reboot(plan, nodes):
+    for one in nodes.values():
+        one["npu"]["live"] = {"driver": "25.5.2"}
+    assert found(plan, nodes)[0] == []
+    nodes["n001"]["npu"]["live"] = {"driver": "25.5.3"}
+    assert found(plan, nodes)[0] == [("A02", "warning", "n001")]
+    assert found(plan, nodes, repaired=["driver"])[0] == [("A02", "info", "n001")]
+
+
 # -- versions ----------------------------------------------------------------------------------------------------------
 
 
@@ -534,8 +557,9 @@ def told_by_code() -> dict[str, set[str]]:
 def test_every_finding_is_explained_with_an_example_and_a_source():
     entries = {entry["id"]: entry for entry in signatures.checks()}
     told = told_by_code()
-    # Ports choose their id by what they are for, features by their row in the version table.
-    by_value = {"D01", "D02", "E01", *(one["finding"] for one in TABLE["features"].values() if "finding" in one)}
+    # Ports and files choose their id by what they are for, features by their row in the version table.
+    by_value = {"A06", "A19", "D01", "D02", "D31", "E01", "mount-absent"}
+    by_value |= {one["finding"] for one in TABLE["features"].values() if "finding" in one}
     told.pop("finding")
     assert set(entries) == set(told) | by_value
     for name, calls in told.items():

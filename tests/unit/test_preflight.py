@@ -248,6 +248,9 @@ def test_what_provision_brings_stops_nothing(plan, nodes):
     assert {item["severity"] for item in mended} == {"info"}
     told = {item["id"]: item["fix"] for item in mended}
     assert told["A01"] == "Nothing to do: the stage provision installs driver and firmware from npu_driver_source."
+    assert next(item["summary"] for item in mended if item["id"] == "A01").endswith(
+        "; the stage provision installs driver and firmware from npu_driver_source"
+    )
     # A lost chip is nothing that a driver brings back.
     FAULTS["A10"](nodes["n002"], plan)
     worst = preflight.judge(plan, nodes, repaired=list(preflight.REPAIRS))[0]

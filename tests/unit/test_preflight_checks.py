@@ -360,10 +360,19 @@ def test_a_node_that_differs_is_named_with_what_differs_and_the_majority(plan, n
     assert found(plan, nodes)[0] == []
     DRIFT[kind](nodes["n001"])
     told, first = found(plan, nodes)
-    severity = "error" if kind in ("driver", "firmware", "CANN", "weights") else "warning"
+    severity = "error" if kind in ("driver", "firmware", "weights") else "warning"
     assert told == [("B09", severity, "n001")]
     assert first["summary"].startswith(f"{kind} versions differ between nodes: n001 not at ")
     assert "n000, n002" in first["evidence"]
+
+
+def test_cann_of_the_hosts_has_to_be_equal_where_engines_use_it(plan, nodes):
+    plan["engine"]["environment"] = {"path": "/opt/ascent"}
+    whole = {"arch": "aarch64", "path": "/c", "environment": "/c/set_env.sh", "kernels": "9.0.0", "nnal": {}}
+    for one in nodes.values():
+        one["npu"]["cann"] = {**whole, "version": "9.0.0", "nnal": {"version": "9.0.0"}}
+    nodes["n001"]["npu"]["cann"]["version"] = "9.0.1"
+    assert ("B09", "error", "n001") in found(plan, nodes)[0]
 
 
 def test_nodes_of_other_hardware_are_no_peers(plan, nodes):

@@ -34,6 +34,11 @@ options:
     type: list
     elements: str
     default: []
+  paths:
+    description: Paths to look for; those that are not there are told.
+    type: list
+    elements: str
+    default: []
   disk_paths:
     description:
       - Paths whose file systems are measured, beside those of images and weights. A path that does not exist yet counts
@@ -112,6 +117,7 @@ def main() -> None:
             "weights_directory": {"type": "str"},
             "images": {"type": "list", "elements": "str", "default": []},
             "peers": {"type": "list", "elements": "str", "default": []},
+            "paths": {"type": "list", "elements": "str", "default": []},
             "disk_paths": {"type": "list", "elements": "str", "default": ["/"]},
             "sysctls": {"type": "list", "elements": "str", "default": list(node.SYSCTLS)},
             "npu_smi": {
@@ -137,6 +143,7 @@ def main() -> None:
         weights_directory=given["weights_directory"],
         images=given["images"],
         peers=given["peers"],
+        paths=given["paths"],
         disk_paths=given["disk_paths"],
         sysctls=given["sysctls"],
         npu_smi_paths=given["npu_smi"],

@@ -673,6 +673,7 @@ def gather(
     weights_directory: Optional[str] = None,
     images: Sequence[str] = (),
     peers: Sequence[str] = (),
+    paths: Sequence[str] = (),
     disk_paths: Sequence[str] = ("/",),
     sysctls: Sequence[str] = SYSCTLS,
     npu_smi_paths: Sequence[str] = ("/usr/local/bin/npu-smi", "/usr/local/sbin/npu-smi"),
@@ -682,12 +683,15 @@ def gather(
     """The ``ascent_node`` fact; a part that was not asked for is None. ``weights`` needs its directory as well.
 
     ``health`` adds to ``npu`` and brings it along. ``images`` are looked up in the container engine's store,
-    ``peers`` by name. Beside ``disk_paths``, the file systems of images and weights are measured. ``clock`` is this
-    host's time at the beginning and the end of the reading.
+    ``peers`` by name; of ``paths``, ``absent`` has those that are not there. Beside ``disk_paths``, the file systems of
+    images and weights are measured. ``clock`` is this host's time at the beginning and the end of the reading.
     """
     first = time.time()
     wanted = set(subsets)
-    parts = ("system", "network", "disk", "npu", "gpu", "container_engine", "units", "weights", "state", "processes")
+    parts = (
+        *("system", "network", "disk", "npu", "gpu", "container_engine", "units", "weights", "state"),
+        *("processes", "absent"),
+    )
     facts: Dict[str, Any] = dict.fromkeys(parts)
     sockets: Dict[int, List[int]] = {}
     scan = holders.Scan({}, {}, {})
@@ -721,5 +725,7 @@ def gather(
         facts["weights"] = {**weights.inspect(node.path(weights_directory)), "directory": weights_directory}
     if scan.sockets or scan.devices or facts["npu"]:
         facts["processes"] = _processes(node, container_program, facts, scan)
+    if paths:
+        facts["absent"] = [path for path in paths if not os.path.exists(node.path(path))]
     facts["clock"] = {"first": first, "last": time.time()}
     return facts

@@ -235,6 +235,7 @@ def _query(plan: Mapping[str, Any] | None) -> dict[str, Any]:
         "weights_directory": plan["model"]["directory"],
         "images": generations.images_of(plan),
         "peers": list(plan["hosts"]),
+        "paths": sorted({path for host in plan["hosts"].values() for path in host["files"]}),
     }
 
 

@@ -202,7 +202,15 @@ def test_node_info_tells_owners_holders_limits_and_images(tmp_path):
         },
     )
     references = ["quay.io/ascend/vllm-ascend:v0.21.0rc1-a3", "docker.io/library/redis:8", "example.org/none:1"]
-    facts = node.gather(reader, "c1", images=references, peers=["localhost"], weights_directory="/models/m")
+    facts = node.gather(
+        reader,
+        "c1",
+        images=references,
+        peers=["localhost"],
+        paths=["/etc/docker/daemon.json", "/mnt/share"],
+        weights_directory="/models/m",
+    )
+    assert facts["absent"] == ["/mnt/share"]
     assert facts["network"]["owners"] == {"8000": 41}
     assert facts["npu"]["holders"] == {"3": [42]}
     assert facts["npu"]["pci"] == {"d803": 2}

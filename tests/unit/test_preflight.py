@@ -110,6 +110,10 @@ FAULTS = {
     "D34": lambda one, plan: one["weights"].update(altered=["model-3.safetensors"]),
 }
 FAULTS |= {
+    "A02": lambda one, plan: one["npu"].update(live={"driver": "25.3.rc1"}),
+    "A06": lambda one, plan: one.update(absent=["/usr/local/dcmi", "/usr/local/Ascend/driver/lib64/"]),
+    "A19": lambda one, plan: one.update(absent=["/etc/ascend_install.info"]),
+    "D31": lambda one, plan: one.update(absent=["/usr/local/bin/npu-smi"]),
     "D15": lambda one, plan: one["system"].update(hugepages_mb=600_000),
     "D14": lambda one, plan: one["system"]["limits"]["container_engine"].update(nofile=1024),
     "D08": lambda one, plan: one["system"]["names"].update({FAULTY: ["127.0.1.1"]}),
@@ -127,6 +131,7 @@ FAULTS |= {
     "user-ids-differ": lambda one, plan: one["npu"]["user"].update(uid=1001),
 }
 WARNINGS = {
+    "A02",
     "A17",
     "D08",
     "D10",
@@ -243,6 +248,9 @@ def test_what_provision_brings_stops_nothing(plan, nodes):
     assert {item["severity"] for item in mended} == {"info"}
     told = {item["id"]: item["fix"] for item in mended}
     assert told["A01"] == "Nothing to do: the stage provision installs driver and firmware from npu_driver_source."
+    assert next(item["summary"] for item in mended if item["id"] == "A01").endswith(
+        "; the stage provision installs driver and firmware from npu_driver_source"
+    )
     # A lost chip is nothing that a driver brings back.
     FAULTS["A10"](nodes["n002"], plan)
     worst = preflight.judge(plan, nodes, repaired=list(preflight.REPAIRS))[0]

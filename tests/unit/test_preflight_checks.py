@@ -244,6 +244,29 @@ def test_a_lost_chip_is_told_with_what_the_bus_shows(plan, nodes):
     assert "on the bus: 15 of 19e5:d803" in first["evidence"]
 
 
+def test_what_containers_mount_has_to_be_there(plan, nodes):
+    plan["hosts"]["n001"]["files"] = [*plan["hosts"]["n001"]["files"], "/mnt/share/qwen"]
+    nodes["n001"]["absent"] = ["/mnt/share/qwen"]
+    assert found(plan, nodes)[0] == [("mount-absent", "error", "n001")]
+    # Another host's file, and what other checks tell.
+    nodes["n001"]["absent"] = []
+    nodes["n000"]["absent"] = ["/mnt/share/qwen", "/dev/davinci0", "/etc/hccn.conf"]
+    assert found(plan, nodes)[0] == []
+    # Without a driver all of its files are missing; that is one finding.
+    nodes["n002"]["absent"] = ["/usr/local/dcmi", "/etc/ascend_install.info"]
+    nodes["n002"]["npu"].update(info=None, driver=None, firmware=None, error="no npu-smi")
+    assert found(plan, nodes)[0] == [("A01", "error", "n002")]
+
+
+def test_a_component_number_is_no_driver_that_waits_for_a_reboot(plan, nodes):
+    for one in nodes.values():
+        one["npu"]["live"] = {"driver": "25.5.2"}
+    assert found(plan, nodes)[0] == []
+    nodes["n001"]["npu"]["live"] = {"driver": "25.5.3"}
+    assert found(plan, nodes)[0] == [("A02", "warning", "n001")]
+    assert found(plan, nodes, repaired=["driver"])[0] == [("A02", "info", "n001")]
+
+
 # -- versions ----------------------------------------------------------------------------------------------------------
 
 
@@ -337,10 +360,19 @@ def test_a_node_that_differs_is_named_with_what_differs_and_the_majority(plan, n
     assert found(plan, nodes)[0] == []
     DRIFT[kind](nodes["n001"])
     told, first = found(plan, nodes)
-    severity = "error" if kind in ("driver", "firmware", "CANN", "weights") else "warning"
+    severity = "error" if kind in ("driver", "firmware", "weights") else "warning"
     assert told == [("B09", severity, "n001")]
     assert first["summary"].startswith(f"{kind} versions differ between nodes: n001 not at ")
     assert "n000, n002" in first["evidence"]
+
+
+def test_cann_of_the_hosts_has_to_be_equal_where_engines_use_it(plan, nodes):
+    plan["engine"]["environment"] = {"path": "/opt/ascent"}
+    whole = {"arch": "aarch64", "path": "/c", "environment": "/c/set_env.sh", "kernels": "9.0.0", "nnal": {}}
+    for one in nodes.values():
+        one["npu"]["cann"] = {**whole, "version": "9.0.0", "nnal": {"version": "9.0.0"}}
+    nodes["n001"]["npu"]["cann"]["version"] = "9.0.1"
+    assert ("B09", "error", "n001") in found(plan, nodes)[0]
 
 
 def test_nodes_of_other_hardware_are_no_peers(plan, nodes):
@@ -412,7 +444,7 @@ def test_an_engine_outside_containers_needs_no_container_engine(plan, nodes):
     for process in plan["processes"]:
         process["container"] = None
     for one in nodes.values():
-        one["container_engine"].update(running=False, images={})
+        one["container_engine"].update(running=False, inspected={})
         one["system"]["limits"]["container_engine"]["nofile"] = 1024
         one["system"]["selinux"] = "enforcing"
     assert found(plan, nodes)[0] == []
@@ -534,8 +566,9 @@ def told_by_code() -> dict[str, set[str]]:
 def test_every_finding_is_explained_with_an_example_and_a_source():
     entries = {entry["id"]: entry for entry in signatures.checks(of="preflight")}
     told = told_by_code()
-    # Ports choose their id by what they are for, features by their row in the version table.
-    by_value = {"D01", "D02", "E01", *(one["finding"] for one in TABLE["features"].values() if "finding" in one)}
+    # Ports and files choose their id by what they are for, features by their row in the version table.
+    by_value = {"A06", "A19", "D01", "D02", "D31", "E01", "mount-absent"}
+    by_value |= {one["finding"] for one in TABLE["features"].values() if "finding" in one}
     told.pop("finding")
     assert set(entries) == set(told) | by_value
     for name, calls in told.items():

@@ -18,7 +18,7 @@ from .cluster import clock_offsets
 from .common import Context, Findings, error
 from .overview import table as overview
 
-#: What later stages of a run put right by themselves, each in words that end "Nothing to do: ".
+#: What later stages of a run put right by themselves, in words that stand behind a summary.
 REPAIRS = {
     "driver": "the stage provision installs driver and firmware from npu_driver_source",
     "cann": "the stage provision installs CANN from cann_source",
@@ -62,7 +62,11 @@ def _settle(found: Findings, repaired: Sequence[str]) -> Findings:
         repair = item["repair"]
         told = {key: value for key, value in item.items() if key != "repair"}
         if repair in repaired:
-            told.update(severity="info", fix=f"Nothing to do: {REPAIRS[repair]}.")
+            told.update(
+                severity="info",
+                summary=f"{item['summary']}; {REPAIRS[repair]}",
+                fix=f"Nothing to do: {REPAIRS[repair]}.",
+            )
         settled.append(told)
     return settled
 

@@ -12,6 +12,15 @@ from .versions import install_advice
 
 # An idle device keeps about 3 GB for itself; more than this is somebody's.
 _IDLE_HBM_MB = 5 * 1024
+#: What the driver brings and containers mount, by the finding for its absence.
+_DRIVER_FILES = {
+    "/etc/ascend_install.info": "A19",
+    "/usr/local/Ascend/driver/lib64": "A06",
+    "/usr/local/Ascend/driver/version.info": "A06",
+    "/usr/local/dcmi": "A06",
+    "/usr/local/bin/npu-smi": "D31",
+    "/usr/local/Ascend/driver/tools/hccn_tool": "D31",
+}
 _HEALTH_ORDER = ("OK", "UNKNOWN", "Warning", "Alarm", "Critical")
 
 
@@ -46,7 +55,7 @@ def check(context: Context, host: str, node: Facts) -> Findings:
     planned = plan["hosts"][host]["devices"]
     npu = node.get("npu")
     if npu is None or not chips_are("ascend", plan["hosts"][host]):
-        return []
+        return _absent(context, host, node)
     if npu.get("info") is None:
         return [_tool_failure(context, host, node, str(npu.get("error") or "npu-smi printed nothing"))]
     found = []
@@ -86,7 +95,37 @@ def check(context: Context, host: str, node: Facts) -> Findings:
     found += _unhealthy(host, npu, mine)
     if not running(node):
         found += _occupied(host, node, mine)
-    return found + _flavour(plan, host, list(table.values()))
+    return found + _flavour(plan, host, list(table.values())) + _absent(context, host, node)
+
+
+def _absent(context: Context, host: str, node: Facts) -> Findings:
+    """Files and directories that containers mount and the host lacks: the engine would make directories of them.
+
+    Device files and hccn.conf have findings of their own.
+    """
+    planned = context.plan["hosts"][host]
+    wanted = {str(path) for path in planned.get("files", ())} & set(node.get("absent") or ())
+    by_fault: Dict[str, List[str]] = {}
+    for path in sorted(wanted):
+        own = planned["vendor"] == "ascend" and (path.startswith("/dev/") or path == "/etc/hccn.conf")
+        if not own:
+            by_fault.setdefault(_DRIVER_FILES.get(path.rstrip("/"), "mount-absent"), []).append(path)
+    return [
+        error(
+            fault,
+            host,
+            f"{host} lacks what containers of the plan mount: {listed(paths)}",
+            "not there when the node was read",
+            "The mount list is that of another server, or a share is not mounted."
+            if fault == "mount-absent"
+            else "The driver was installed in part, or elsewhere, or the file was removed.",
+            "Correct the recipe's mounts, or mount it on the host."
+            if fault == "mount-absent"
+            else f"Install the driver again: {install_advice(context, host, node) or 'package of the same version'}.",
+            None if fault == "mount-absent" else "driver",
+        )
+        for fault, paths in sorted(by_fault.items())
+    ]
 
 
 def _flavour(plan: Facts, host: str, table: List[Facts]) -> Findings:

@@ -21,6 +21,7 @@ def check(context: Context, host: str, node: Facts) -> Findings:
         *_driver(context, host, node),
         *_firmware(context, host, node),
         *_unfinished(context, host, node),
+        *_pending(host, node),
         *_features(context, host, node),
         *_host_cann(context, host, node),
         *_images(context, host, node),
@@ -189,6 +190,27 @@ def _unfinished(context: Context, host: str, node: Facts) -> Findings:
             f"Driver_Install_Status={status}",
             "The installer was interrupted.",
             f"Install the driver again{': ' + advice if advice else ''}.",
+            "driver",
+        )
+    ]
+
+
+def _pending(host: str, node: Facts) -> Findings:
+    """A driver that was installed and does not run yet."""
+    installed = str(part(node, "npu", "driver").get("version") or "")
+    live = str(part(node, "npu", "live").get("driver") or "")
+    # Old version files have a component's number in place of the release's.
+    comparable = installed and live and not installed.startswith(("1.", "7.")) and compare(installed, live)
+    if not comparable:
+        return []
+    return [
+        warning(
+            "A02",
+            host,
+            f"driver {installed} lies on the disk of {host}, and {live} runs",
+            f"driver/version.info: {installed}; npu-smi info: {live}",
+            "It was installed and the host was not rebooted since.",
+            f"Reboot {host}; what runs now is not what the version checks went by.",
             "driver",
         )
     ]

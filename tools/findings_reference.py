@@ -27,7 +27,15 @@ Ids and names are those of the fault catalogue. Stage: where a check can stop it
 This page is generated from `catalog/findings/`: `python tools/findings_reference.py`.
 """
 
-CHECKS = """\
+PREFLIGHT = """\
+## What preflight tells
+
+Before anything is touched, the stage preflight compares the plan with the nodes and tells all of this at once, with the
+host it is about. Where a later stage of the same run puts it right, it is information and stops nothing. What a finding
+says is what was seen; these are examples.
+"""
+
+FABRIC = """\
 ## What the fabric gate finds
 
 The stage `verify` reads every device and measures between them. It tells one finding for a fault, with the host and
@@ -61,22 +69,16 @@ def document() -> str:
         entries = [entry for entry in catalogue["findings"] if entry["id"].startswith(letter)]
         lines += [_row(entry) for entry in sorted(entries, key=lambda entry: str(entry["id"]))]
         lines.append("")
-    lines += ["## Lines that are never a cause\n", *(f"- `{pattern}`" for pattern in catalogue["wrappers"]), ""]
-    lines += [CHECKS, "| Id | What | Cause | Fix | Part | Source |", "| --- | --- | --- | --- | --- | --- |"]
-    lines += [_check(entry) for entry in signatures.checks(ROOT / "catalog" / "findings")]
-    return "\n".join(lines) + "\n"
-
-
-def _check(entry: dict[str, Any]) -> str:
-    cells = [
-        f"**{entry['id']}**" + (f" {entry['name']}" if entry["name"] != entry["id"] else ""),
-        f"{entry['summary']}<br>{entry['severity']}: {entry['example']}",
-        entry["cause"],
-        entry["fix"],
-        entry["part"],
-        entry["source"],
+    lines += [
+        PREFLIGHT,
+        *_checks(signatures.checks(of="preflight")),
+        "",
+        FABRIC,
+        *_checks(signatures.checks(of="fabric")),
+        "",
     ]
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    lines += ["## Lines that are never a cause\n", *(f"- `{pattern}`" for pattern in catalogue["wrappers"])]
+    return "\n".join(lines) + "\n"
 
 
 def _row(entry: dict[str, Any]) -> str:
@@ -90,6 +92,21 @@ def _row(entry: dict[str, Any]) -> str:
         entry["source"],
     ]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _checks(entries: list[dict[str, Any]]) -> list[str]:
+    """A table of what a stage tells; who puts it right is said where that is a later stage of the same run."""
+    lines = ["| Id | Reads like | Worst | Cause | Fix | Source |", "| --- | --- | --- | --- | --- | --- |"]
+    for entry in entries:
+        name = entry.get("name", entry["id"])
+        what = f"{entry['summary']}<br>{entry['example']}" if "summary" in entry else entry["example"]
+        fix = (
+            f"{entry['fix']} In a full run the stage {entry['repair']} does it." if "repair" in entry else entry["fix"]
+        )
+        title = f"**{entry['id']}**" + (f" {name}" if name != entry["id"] else "")
+        cells = [title, what, entry["severity"], entry["cause"], fix, entry["source"]]
+        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+    return lines
 
 
 def main() -> int:

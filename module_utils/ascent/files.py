@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
-__all__ = ["Tree"]
+__all__ = ["BLOCK_BEGIN", "BLOCK_END", "Tree", "block", "split_block"]
 
 import errno
 import glob
 import os
-from typing import List, Optional
+from typing import Iterable, List, Optional, Tuple
+
+#: What stands around lines of ours in a file that is not ours alone.
+BLOCK_BEGIN = "# ascent:host_tuning begin. Ansible managed: edits between these lines are lost"
+BLOCK_END = "# ascent:host_tuning end"
+
+
+def block(lines: Iterable[str]) -> List[str]:
+    """Lines of ours, marked."""
+    return [BLOCK_BEGIN, *lines, BLOCK_END]
+
+
+def split_block(text: str) -> Tuple[List[str], List[str]]:
+    """Lines outside our block, and those inside it. A block whose end somebody removed ends with the file."""
+    outside: List[str] = []
+    inside: List[str] = []
+    within = False
+    for line in text.splitlines():
+        if line in (BLOCK_BEGIN, BLOCK_END):
+            within = line == BLOCK_BEGIN
+        else:
+            (inside if within else outside).append(line)
+    return outside, inside
 
 
 class Tree:

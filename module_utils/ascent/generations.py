@@ -41,7 +41,7 @@ def images_of(plan: Mapping[str, Any], host: Optional[str] = None) -> List[str]:
     Jobs with devices of their own (offline inference) count; clients are nothing that a launch stands on.
     """
     running = [*plan["processes"], *(job for job in plan.get("jobs") or [] if job["devices"])]
-    return sorted({one["container"]["image"] for one in running if host in (None, one["host"])})
+    return sorted({one["container"]["image"] for one in running if one["container"] and host in (None, one["host"])})
 
 
 def container_definition(process: Mapping[str, Any], digest: Optional[str]) -> str:

@@ -13,9 +13,9 @@ import ipaddress
 import re
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
+from . import files
+
 HOSTS_FILE = "/etc/hosts"
-BEGIN = "# ascent:host_tuning begin. Ansible managed: edits between these lines are lost"
-END = "# ascent:host_tuning end"
 OFF = "# ascent:host_tuning off: "
 
 _NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252})\Z", re.ASCII)
@@ -53,26 +53,26 @@ def named(text: str, entries: Sequence[Entry]) -> str:
     """
     text = restored(text)
     shared = duplicates(entries)
-    block = []
+    mapped = []
     for entry in entries:
         names = [name for name in dict.fromkeys(entry["names"]) if name not in shared and name not in _LOCAL]
         if names:
-            block.append(f"{entry['address']} {' '.join(names)}")
-    if not block:
+            mapped.append(f"{entry['address']} {' '.join(names)}")
+    if not mapped:
         return text
-    taken = {name for line in block for name in line.split()[1:]}
+    taken = {name for line in mapped for name in line.split()[1:]}
     lines: List[str] = []
     for line in text.splitlines():
         reduced = _reduced(line, taken)
         lines += [line] if reduced is None else [OFF + line, *reduced]
-    return "\n".join([*lines, BEGIN, *block, END]) + "\n"
+    return "\n".join([*lines, *files.block(mapped)]) + "\n"
 
 
 def restored(text: str) -> str:
     """The hosts file as it was before `named`, with what others have changed since."""
-    if BEGIN not in text and OFF not in text:
+    if files.BLOCK_BEGIN not in text and OFF not in text:
         return text
-    lines, block = _without_block(text)
+    lines, block = files.split_block(text)
     taken = {name for line in block for name in line.split()[1:]}
     kept: List[str] = []
     skip: List[str] = []
@@ -127,18 +127,3 @@ def _reduced(line: str, taken: Set[str]) -> Optional[List[str]]:
     if left == names:
         return None
     return [f"{address} {' '.join(left)}"] if left else []
-
-
-def _without_block(text: str) -> Tuple[List[str], List[str]]:
-    """Lines outside our block, and those inside it. A block whose end somebody removed ends with the file."""
-    lines: List[str] = []
-    block: List[str] = []
-    inside = False
-    for line in text.splitlines():
-        if line == BEGIN:
-            inside = True
-        elif line == END:
-            inside = False
-        else:
-            (block if inside else lines).append(line)
-    return lines, block

@@ -675,7 +675,7 @@ def gather(
         facts["container_engine"]["data_root"] = data_root(node)
         generations = (facts["state"] or {}).get("generations", ())
         running = facts["container_engine"]["running"]
-        facts["container_engine"]["images"] = (
+        facts["container_engine"]["inspected"] = (
             _images(node, container_program, images, generations) if running else dict.fromkeys(images)
         )
     if "weights" in wanted and weights_directory:

@@ -13,14 +13,12 @@ import os
 import re
 from typing import Callable, Iterable, List, NamedTuple, Optional, Sequence
 
-from .files import Tree
+from .files import Tree, block, split_block
 
 PACKAGE = "chrony"
 TIMESYNCD_FILE = "/etc/systemd/timesyncd.conf.d/90-ascent.conf"
 #: Services beside these two that set the clock.
 OTHERS = ("ntp", "ntpd", "ntpsec", "openntpd")
-BEGIN = "# ascent:host_tuning begin. Ansible managed: edits between these lines are lost"
-END = "# ascent:host_tuning end"
 
 #: Files with servers and the units that read them. Debian's family has other names for chrony's than the rest.
 FILES = {
@@ -69,17 +67,11 @@ def settings(file: str, text: Optional[str], servers: Sequence[str], header: str
     """
     if file == TIMESYNCD_FILE:
         return f"{header}[Time]\nNTP={' '.join(servers)}\n" if servers else None
-    if not servers and BEGIN not in (text or ""):
+    lines, ours = split_block(text or "")
+    if not servers and not ours:
         return text
-    lines: List[str] = []
-    inside = False
-    for line in (text or "").splitlines():
-        if line in (BEGIN, END):
-            inside = line == BEGIN
-        elif not inside:
-            lines.append(line)
     if servers:
-        lines += [BEGIN, *(f"server {server} iburst prefer" for server in servers), END]
+        lines += block(f"server {server} iburst prefer" for server in servers)
     return "\n".join(lines) + "\n"
 
 

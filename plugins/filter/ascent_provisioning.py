@@ -28,5 +28,6 @@ class FilterModule:
             "ascent_image_resolvers": provisioning.image_resolvers,
             "ascent_images_due": provisioning.due,
             "ascent_images_missing": provisioning.images_missing,
+            "ascent_package_finding": provisioning.package_finding,
             "ascent_node_addresses": provisioning.node_addresses,
         }

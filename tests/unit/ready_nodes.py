@@ -78,7 +78,7 @@ def node(plan, host):
             "version": "26.1.0",
             "containers": [],
             "data_root": "/var/lib/docker",
-            "images": dict.fromkeys(plan["engine"]["images"]),
+            "inspected": dict.fromkeys(plan["engine"]["images"]),
         },
         "processes": {"90": {"command": "sshd -D", "container": None}},
         "weights": {

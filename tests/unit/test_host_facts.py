@@ -210,7 +210,7 @@ def test_node_info_tells_owners_holders_limits_and_images(tmp_path):
     assert facts["system"]["limits"]["container_engine"]["nofile"] == 1024
     assert set(facts["disk"]) == {"/", "/data/docker", "/models/m"}
     assert facts["container_engine"]["data_root"] == "/data/docker"
-    images = facts["container_engine"]["images"]
+    images = facts["container_engine"]["inspected"]
     assert images[references[0]] == {
         "id": "sha256:i1",
         "architecture": "arm64",
@@ -228,6 +228,6 @@ def test_node_info_tells_owners_holders_limits_and_images(tmp_path):
 
 def test_images_of_an_engine_that_is_not_there_are_absent(tmp_path):
     facts = node.gather(host(tmp_path), "c1", ["container_engine"], images=["a:1"])
-    assert facts["container_engine"]["images"] == {"a:1": None}
+    assert facts["container_engine"]["inspected"] == {"a:1": None}
     put(tmp_path, {"/etc/docker/daemon.json": "{broken"})
     assert node.data_root(host(tmp_path)) == "/var/lib/docker"

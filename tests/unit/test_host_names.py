@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ascent import host_names
+from ascent import files, host_names
 
 NODES = [
     {"address": "192.0.2.11", "names": ["a3-01", "kunpeng-01"]},
@@ -37,7 +37,7 @@ def test_every_name_means_its_node_and_none_loopback() -> None:
 
 
 def test_the_block_is_equal_on_every_node() -> None:
-    blocks = {text.split(host_names.BEGIN)[1] for text in (host_names.named(start, NODES) for start in (DEBIAN, ""))}
+    blocks = {text.split(files.BLOCK_BEGIN)[1] for text in (host_names.named(start, NODES) for start in (DEBIAN, ""))}
     assert len(blocks) == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 
 from ascent import tuning
-from ascent_controller import planning
+from ascent_controller import planning, render
 from ascent_controller import tuning as needs
 
 ROLE = Path(__file__).parents[2] / "roles/host_tuning"
@@ -60,6 +61,30 @@ def test_processes_that_share_the_hosts_memory_want_as_much_as_a_container_has(p
     mine[0]["env"].append({"name": "LD_PRELOAD", "prepend": "/usr/lib64/libjemalloc.so.2"})
     found = needs.needs(plan, "node-01", None)
     assert (found["shm_mb"], found["jemalloc"]) == (1024, True)
+
+
+@pytest.mark.parametrize(
+    ("tag", "arch", "path"),
+    [
+        ("v0.21.0rc1", "aarch64", "/usr/lib/aarch64-linux-gnu/libjemalloc.so.2"),
+        ("v0.21.0rc1", "x86_64", "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2"),
+        ("v0.21.0rc1", "arm64", "/usr/lib/aarch64-linux-gnu/libjemalloc.so.2"),
+        ("v0.21.0rc1-openeuler", "aarch64", "/usr/lib64/libjemalloc.so.2"),
+        ("v0.21.0rc1-openeuler", "x86_64", "/usr/lib64/libjemalloc.so.2"),
+    ],
+)
+def test_jemalloc_is_preloaded_from_where_the_image_has_it(tmp_path: Path, tag: str, arch: str, path: str) -> None:
+    """Debian's families keep it by architecture, openEuler does not; vLLM-Ascend's Dockerfiles install it in both."""
+    recipe = tmp_path / "any.yml"
+    image = f"quay.io/ascend/vllm-ascend:{tag}"
+    recipe.write_text(f"extends: qwen3.5-397b-a17b-w8a8-128k-a3\nname: any\nengine: {{image: '{image}'}}\n")
+    hosts = [planning.complete_host(host, None) for host in planning.stand_ins("1", arch=arch)]
+    plan, findings = planning.prepare(str(recipe), hosts, cluster="a3", mirror="", sources=[])
+    assert plan is not None, findings
+    script = next(iter(render.files(plan)["node-01"].values()))
+    assert set(re.findall(r"/[\w/-]*libjemalloc\.so\.2", script)) == {path}
+    assert f"if [ -e {path} ]" in script
+    assert f'export LD_PRELOAD={path}"${{LD_PRELOAD:+:${{LD_PRELOAD}}}}"' in script
 
 
 def test_without_a_router_every_instance_is_an_endpoint() -> None:

@@ -107,6 +107,7 @@ FAULTS = {
     "D17": lambda one, plan: one["weights"].update(missing=["model-3.safetensors"]),
     "D18": lambda one, plan: one["weights"].update(pointers=["model-3.safetensors"]),
     "D19": lambda one, plan: one["weights"].update(truncated=["model-3.safetensors"]),
+    "D34": lambda one, plan: one["weights"].update(altered=["model-3.safetensors"]),
 }
 FAULTS |= {
     "D15": lambda one, plan: one["system"].update(hugepages_mb=600_000),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import functools
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 import yaml
 
 from ascent import memory, planner, preflight
-from ascent_controller import loader
+from ascent.errors import InputError
+from ascent_controller import loader, signatures
 from tests.unit import planning_inputs as inputs
 from tests.unit import ready_nodes
 
@@ -115,9 +117,9 @@ def test_the_size_of_an_image_is_taken_from_a_node_that_has_it(plan, nodes):
     (image,) = plan["engine"]["images"]
     nodes["n001"]["disk"]["/var/lib/docker"]["free_mb"] = 20 * 1024
     assert found(plan, nodes)[0] == [("D16", "error", "n001")]
-    nodes["n002"]["container_engine"]["images"][image] = {"id": "sha256:1", "bytes": 18 * 2**30}
+    nodes["n002"]["container_engine"]["inspected"][image] = {"id": "sha256:1", "bytes": 18 * 2**30}
     assert found(plan, nodes)[0] == []
-    nodes["n002"]["container_engine"]["images"][image]["bytes"] = 21 * 2**30
+    nodes["n002"]["container_engine"]["inspected"][image]["bytes"] = 21 * 2**30
     told, first = found(plan, nodes)
     assert told == [("D16", "error", "n001")]
     assert "21.0 GiB as on another node" in first["evidence"]
@@ -298,20 +300,20 @@ def content(plan, **values):
     ],
 )
 def test_what_an_image_says_of_itself_is_compared_with_its_tag(plan, nodes, values, expected):
-    nodes["n001"]["container_engine"]["images"] = content(plan, **values)
+    nodes["n001"]["container_engine"]["inspected"] = content(plan, **values)
     assert found(plan, nodes)[0] == expected
 
 
 def test_one_tag_that_is_two_images_names_the_odd_node(plan, nodes):
     for host in plan["hosts"]:
-        nodes[host]["container_engine"]["images"] = content(plan, id="sha256:aaaaaaaaaaaaaaaa")
+        nodes[host]["container_engine"]["inspected"] = content(plan, id="sha256:aaaaaaaaaaaaaaaa")
     assert found(plan, nodes)[0] == []
-    nodes["n002"]["container_engine"]["images"] = content(plan, id="sha256:bbbbbbbbbbbbbbbb")
+    nodes["n002"]["container_engine"]["inspected"] = content(plan, id="sha256:bbbbbbbbbbbbbbbb")
     told, first = found(plan, nodes)
     assert told == [("B09", "error", "n002")]
     assert "n000, n001" in first["evidence"]
     # The same tag for another architecture is another image by right.
-    nodes["n002"]["container_engine"]["images"] = content(plan, id="sha256:bbbbbbbbbbbbbbbb", architecture="amd64")
+    nodes["n002"]["container_engine"]["inspected"] = content(plan, id="sha256:bbbbbbbbbbbbbbbb", architecture="amd64")
     assert found(plan, nodes)[0] == []
 
 
@@ -319,6 +321,7 @@ DRIFT = {
     "driver": lambda one: one["npu"]["driver"].update(version="25.5.3"),
     "firmware": lambda one: one["npu"]["firmware"].update(version="7.8.0.7.220"),
     "CANN": lambda one: one["npu"].update(cann={"version": "9.0.1"}),
+    "weights": lambda one: one["weights"].update(commit="f00"),
     "operating system": lambda one: one["system"]["os"].update(version="24.03"),
     "kernel": lambda one: one["system"].update(kernel="6.6.0-1"),
     "Python": lambda one: one["system"].update(python="3.11.2"),
@@ -330,10 +333,11 @@ DRIFT = {
 def test_a_node_that_differs_is_named_with_what_differs_and_the_majority(plan, nodes, kind):
     for one in nodes.values():
         one["npu"]["cann"] = {"version": "9.0.0"}
+        one["weights"]["commit"] = "ba5"
     assert found(plan, nodes)[0] == []
     DRIFT[kind](nodes["n001"])
     told, first = found(plan, nodes)
-    severity = "error" if kind in ("driver", "firmware", "CANN") else "warning"
+    severity = "error" if kind in ("driver", "firmware", "CANN", "weights") else "warning"
     assert told == [("B09", severity, "n001")]
     assert first["summary"].startswith(f"{kind} versions differ between nodes: n001 not at ")
     assert "n000, n002" in first["evidence"]
@@ -401,6 +405,19 @@ def test_cann_of_the_host_counts_where_engines_run_outside_containers(plan, node
         for one in nodes.values():
             one["npu"]["cann"] = {**good, **values}
         assert {name for name, _, _ in found(plan, nodes)[0]} == {"host-cann"}, values
+
+
+def test_an_engine_outside_containers_needs_no_container_engine(plan, nodes):
+    plan["engine"].update(environment={"path": "/opt/ascent"}, image=None, images=[])
+    for process in plan["processes"]:
+        process["container"] = None
+    for one in nodes.values():
+        one["container_engine"].update(running=False, images={})
+        one["system"]["limits"]["container_engine"]["nofile"] = 1024
+        one["system"]["selinux"] = "enforcing"
+    assert found(plan, nodes)[0] == []
+    nodes["n001"]["system"]["shm_mb"] = 64
+    assert found(plan, nodes)[0] == [("D13", "error", "n001")]
 
 
 # -- GPUs --------------------------------------------------------------------------------------------------------------
@@ -496,6 +513,46 @@ def test_addresses_of_the_device_ports(a2, harm, expected):
     plan["engine"]["version"] = None
     harm(nodes["n001"])
     assert [one for one in found(plan, nodes)[0] if one[0] != "release-unknown"] == expected
+
+
+# -- catalogue of findings --------------------------------------------------------------------------------------------
+
+
+def told_by_code() -> dict[str, set[str]]:
+    """Ids that the checks' code can tell, with what it calls to tell them."""
+    ids: dict[str, set[str]] = {}
+    for path in (ROOT / "module_utils" / "ascent" / "preflight").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
+                call = node.func.id
+                for part in ast.walk(node.args[0]) if call in ("error", "warning", "info", "tell") else ():
+                    if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                        ids.setdefault(part.value, set()).add(call)
+    return ids
+
+
+def test_every_finding_is_explained_with_an_example_and_a_source():
+    entries = {entry["id"]: entry for entry in signatures.checks(of="preflight")}
+    told = told_by_code()
+    # Ports choose their id by what they are for, features by their row in the version table.
+    by_value = {"D01", "D02", "E01", *(one["finding"] for one in TABLE["features"].values() if "finding" in one)}
+    told.pop("finding")
+    assert set(entries) == set(told) | by_value
+    for name, calls in told.items():
+        if "error" in calls:
+            assert entries[name]["severity"] == "error", name
+        elif "tell" not in calls:
+            assert entries[name]["severity"] != "error", name
+
+
+def test_a_malformed_entry_is_refused(tmp_path):
+    (tmp_path / "x.yml").write_text("checks: [{id: a, severity: bad, colour: red}, {id: a}]\n")
+    with pytest.raises(InputError) as caught:
+        signatures.checks(tmp_path)
+    text = str(caught.value)
+    assert "colour" in text
+    assert "severity is 'bad'" in text
+    assert "twice" in text
 
 
 # -- repairs, table ----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 from ..errors import ParseError
 from ..versions import sort_key
 from . import hccn
-from .common import SHOWN, Context, Facts, Findings, chips_are, error, listed, part, warning
+from .common import SHOWN, Context, Facts, Findings, chips_are, error, images_of_engine, listed, part, warning
 
 #: Vendors' devices that a kind is compared between; None for all hosts.
 _Kind = Tuple[str, Optional[str], bool, Optional[str], Callable[[Facts], Any]]
@@ -26,6 +26,7 @@ _KINDS: Tuple[_Kind, ...] = (
     ("firmware", "ascend", True, "driver", lambda node: part(node, "npu", "firmware").get("version")),
     ("CANN", "ascend", True, "cann", lambda node: part(node, "npu", "cann").get("version")),
     ("driver", "nvidia", True, None, lambda node: part(node, "gpu").get("driver")),
+    ("weights", None, True, "weights", lambda node: part(node, "weights").get("commit")),
     ("operating system", None, False, None, _os),
     ("kernel", None, False, None, lambda node: part(node, "system").get("kernel")),
     ("Python", None, False, None, lambda node: part(node, "system").get("python")),
@@ -107,10 +108,10 @@ def _drift(context: Context) -> Findings:
 def _image_drift(context: Context) -> Findings:
     """Nodes on which one tag is another image: the engine's release differs without any name saying so."""
     found = []
-    for reference in context.plan["engine"].get("images") or [context.plan["engine"]["image"]]:
+    for reference in images_of_engine(context.plan):
 
         def identity(node: Facts, reference: str = reference) -> Optional[str]:
-            image = part(node, "container_engine", "images").get(reference) or {}
+            image = part(node, "container_engine", "inspected").get(reference) or {}
             return f"{image['id'][:19]} ({image.get('architecture')})" if image.get("id") else None
 
         values = _by_value(context, list(context.plan["hosts"]), identity)

@@ -9,9 +9,11 @@ __all__ = [
     "Facts",
     "Findings",
     "chips_are",
+    "container",
     "error",
     "gib",
     "holder",
+    "images_of_engine",
     "info",
     "listed",
     "part",
@@ -104,6 +106,17 @@ def running(node: Facts) -> bool:
 def chips_are(vendor: str, host: Facts) -> bool:
     """Whether a host of the plan lends devices of this vendor (``ascend``, ``nvidia``) to it."""
     return bool(host["devices"]) and host["vendor"] == vendor
+
+
+def container(process: Facts) -> Mapping[str, Any]:
+    """The options of a process's container; empty for a process that runs on the host itself."""
+    return process.get("container") or {}
+
+
+def images_of_engine(plan: Facts) -> List[str]:
+    """The engine's images, one for each hardware; none where it runs outside containers."""
+    engine = plan["engine"]
+    return [str(one) for one in engine.get("images") or [engine.get("image")] if one]
 
 
 def holder(node: Facts, pid: Any) -> str:

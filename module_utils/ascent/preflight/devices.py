@@ -7,7 +7,7 @@ __all__ = ["check", "number_of"]
 from typing import Any, Dict, List, Mapping
 
 from ..engines import image_platform
-from .common import SHOWN, Context, Facts, Findings, chips_are, error, holder, listed, part, running
+from .common import SHOWN, Context, Facts, Findings, chips_are, container, error, holder, listed, part, running
 from .versions import install_advice
 
 # An idle device keeps about 3 GB for itself; more than this is somebody's.
@@ -56,7 +56,7 @@ def check(context: Context, host: str, node: Facts) -> Findings:
         str(file["source"] if isinstance(file, Mapping) else file).split(":", 1)[0]
         for process in plan["processes"]
         if process["host"] == host
-        for file in process["container"].get("devices", ())
+        for file in container(process).get("devices", ())
     }
     absent_files = sorted(wanted - files)
     if absent_files:
@@ -86,21 +86,28 @@ def check(context: Context, host: str, node: Facts) -> Findings:
     found += _unhealthy(host, npu, mine)
     if not running(node):
         found += _occupied(host, node, mine)
-    image = next((one["container"]["image"] for one in plan["processes"] if one["host"] == host and one["devices"]), "")
-    flavour = image_platform(image)
-    is_a3 = any(one["phy_id"] is not None and one["hbm_total_mb"] for one in table.values())
-    if flavour in ("", "-a3") and any(one["hbm_total_mb"] for one in table.values()) and is_a3 != (flavour == "-a3"):
-        found.append(
-            error(
-                "B08",
-                host,
-                f"{host} is an {'A3' if is_a3 else 'A2'} server, the image is built for {'A3' if flavour else 'A2'}",
-                f"image {image}; npu-smi prints {'a' if is_a3 else 'no'} Phy-ID column",
-                "The hardware named for this host is not what it is.",
-                "Correct hardware in the inventory; the image's suffix follows it.",
-            )
+    return found + _flavour(plan, host, list(table.values()))
+
+
+def _flavour(plan: Facts, host: str, table: List[Facts]) -> Findings:
+    """An A3 server with an A2 image, or the reverse, going by the table's columns."""
+    engines = (container(one) for one in plan["processes"] if one["host"] == host and one["devices"])
+    image = next((str(one["image"]) for one in engines if one), None)
+    flavour = image_platform(image) if image else None
+    with_hbm = [one for one in table if one["hbm_total_mb"]]
+    is_a3 = any(one["phy_id"] is not None for one in with_hbm)
+    if flavour not in ("", "-a3") or not with_hbm or is_a3 == (flavour == "-a3"):
+        return []
+    return [
+        error(
+            "B08",
+            host,
+            f"{host} is an {'A3' if is_a3 else 'A2'} server, the image is built for {'A3' if flavour else 'A2'}",
+            f"image {image}; npu-smi prints {'a' if is_a3 else 'no'} Phy-ID column",
+            "The hardware named for this host is not what it is.",
+            "Correct hardware in the inventory; the image's suffix follows it.",
         )
-    return found
+    ]
 
 
 def _bus(npu: Facts) -> str:

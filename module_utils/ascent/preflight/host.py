@@ -16,6 +16,7 @@ from .common import (
     Facts,
     Findings,
     chips_are,
+    container,
     error,
     gib,
     info,
@@ -45,7 +46,7 @@ def check(context: Context, host: str, node: Facts) -> Findings:
         *_shared_memory(context, host, node),
         *_disk(context, host, node),
         *_limits(context, host, node),
-        *_engine(host, node),
+        *_engine(context, host, node),
         *_service_user(context, host, node),
     ]
 
@@ -203,7 +204,7 @@ def _shared_memory(context: Context, host: str, node: Facts) -> Findings:
     """The host's /dev/shm where containers use it, and its memory against the sizes that containers may fill."""
     mine = [one for one in context.plan["processes"] if one["host"] == host and one["devices"]]
     found = []
-    shared = [one["name"] for one in mine if one["container"].get("ipc") == "host"]
+    shared = [one["name"] for one in mine if not container(one) or container(one).get("ipc") == "host"]
     size = part(node, "system").get("shm_mb")
     if shared and size is not None and size < _MIN_SHM_MB:
         found.append(
@@ -211,13 +212,13 @@ def _shared_memory(context: Context, host: str, node: Facts) -> Findings:
                 "D13",
                 host,
                 f"{host} has {size} MB of shared memory, {_MIN_SHM_MB} are wanted",
-                f"df /dev/shm; used with ipc: host by {listed(shared)}",
+                f"df /dev/shm; used by {listed(shared)}",
                 "The workers of an engine exchange messages through /dev/shm; a small one ends them with a bus error.",
                 "mount -o remount,size=16G /dev/shm, and the same in /etc/fstab; or give the containers a shm_size.",
                 "shared_memory",
             )
         )
-    sizes = {one["name"]: size_mb(one["container"].get("shm_size") or 0) or 0 for one in mine}
+    sizes = {one["name"]: size_mb(container(one).get("shm_size") or 0) or 0 for one in mine}
     usable, words = _usable_mb(node)
     if usable is not None and sum(sizes.values()) > usable:
         found.append(
@@ -238,7 +239,7 @@ def _small_containers(plan: Facts) -> Findings:
     small = [
         process["name"]
         for process in plan["processes"]
-        if process["devices"] and (size_mb(process["container"].get("shm_size", "1g")) or _MIN_SHM_MB) < _MIN_SHM_MB
+        if process["devices"] and (size_mb(container(process).get("shm_size", "1g")) or _MIN_SHM_MB) < _MIN_SHM_MB
     ]
     if not small:
         return []
@@ -262,7 +263,9 @@ def _small_containers(plan: Facts) -> Findings:
 def _image_mb(context: Context, image: str) -> Tuple[float, str]:
     """What an image takes on disk: as on a node that has it, else as much as an engine's image may take."""
     known = [
-        part(node, "container_engine", "images").get(image) or {} for node in context.nodes.values() if node is not None
+        part(node, "container_engine", "inspected").get(image) or {}
+        for node in context.nodes.values()
+        if node is not None
     ]
     sizes = [one["bytes"] for one in known if one.get("bytes")]
     if sizes:
@@ -274,7 +277,7 @@ def _needs(context: Context, host: str, node: Facts) -> List[Tuple[str, float, s
     """What this host still has to store: ``(path, MB, what)``."""
     needs: List[Tuple[str, float, str]] = []
     root = str(part(node, "container_engine").get("data_root") or _DEFAULT_ROOT)
-    present = part(node, "container_engine").get("images") or {}
+    present = part(node, "container_engine").get("inspected") or {}
     seen: Set[str] = {
         image for one in part(node, "state").get("generations", ()) for image in one.get("images") or ()
     } | {image for image, found in present.items() if found}
@@ -323,7 +326,7 @@ def _disk(context: Context, host: str, node: Facts) -> Findings:
 def _limits(context: Context, host: str, node: Facts) -> Findings:
     """Limits that a container of this host gets and an engine runs into."""
     mine = [one for one in context.plan["processes"] if one["host"] == host and one["devices"]]
-    bare = [one["name"] for one in mine if "nofile" not in (one["container"].get("ulimits") or {})]
+    bare = [one["name"] for one in mine if container(one) and "nofile" not in (container(one).get("ulimits") or {})]
     system = part(node, "system")
     files = part(system, "limits", "container_engine").get("nofile")
     found = []
@@ -353,9 +356,10 @@ def _limits(context: Context, host: str, node: Facts) -> Findings:
     return found
 
 
-def _engine(host: str, node: Facts) -> Findings:
+def _engine(context: Context, host: str, node: Facts) -> Findings:
     engine = node.get("container_engine")
-    if engine is None or engine.get("running"):
+    wanted = any(container(one) for one in context.plan["processes"] if one["host"] == host)
+    if engine is None or engine.get("running") or not wanted:
         return []
     state = "does not run" if engine.get("installed") else "is not installed"
     return [

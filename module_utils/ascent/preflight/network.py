@@ -8,7 +8,7 @@ import ipaddress
 import re
 from typing import Dict, Iterable, List, Set, Tuple
 
-from .common import SHOWN, Context, Facts, Findings, error, holder, listed, part, running, warning
+from .common import SHOWN, Context, Facts, Findings, container, error, holder, listed, part, running, warning
 
 
 def check(context: Context, host: str, node: Facts) -> Findings:
@@ -257,7 +257,7 @@ def _selinux(plan: Facts, host: str, node: Facts) -> Findings:
     mine = [
         one["name"]
         for one in plan["processes"]
-        if one["host"] == host and one["container"].get("mounts") and not one["container"].get("privileged")
+        if one["host"] == host and container(one).get("mounts") and not container(one).get("privileged")
     ]
     if part(node, "system").get("selinux") != "enforcing" or not mine:
         return []

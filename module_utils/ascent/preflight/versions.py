@@ -9,7 +9,7 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from .. import versions as version_files
 from ..engines import image_platform
-from .common import Context, Facts, Findings, chips_are, error, info, listed, part, warning
+from .common import Context, Facts, Findings, chips_are, error, images_of_engine, info, listed, part, warning
 from .table import cann_of, compare, family_name, hdk_for, package, row_of, sources
 
 
@@ -70,7 +70,7 @@ def _release(context: Context) -> Findings:
             None,
             f"{engine['name']} {engine['version'] or 'of an unnamed release'} is not in the version table:"
             " nothing is compared with it",
-            f"image {engine['image']}; known: {listed(known)}",
+            f"{listed(images_of_engine(context.plan)) or 'packages of the recipe'}; known: {listed(known)}",
             "The release is newer than the table, a nightly build, or the site's own.",
             f"Add a row to catalog/versions/{engine['name']}.yml, with its source.",
         )
@@ -251,7 +251,7 @@ def _features(context: Context, host: str, node: Facts) -> Findings:
         when = feature["when"]
         found.append(
             tell(
-                "B13" if name == "fabric-memory" else "feature-floor",
+                feature.get("finding", "feature-floor"),
                 host,
                 f"{name} of the recipe {'needs' if tell is error else 'wants'} {' and '.join(lacks)}",
                 f"{when.get('variable') or when.get('option')}={when['value']} in {listed(processes)};"
@@ -335,8 +335,8 @@ def _images(context: Context, host: str, node: Facts) -> Findings:
     family, _ = _wanted(context, host)
     families: Mapping[str, Any] = (context.table or {}).get("families") or {}
     found: Findings = []
-    images: Dict[str, Any] = part(node, "container_engine").get("images") or {}
-    for reference in engine.get("images") or [engine["image"]]:
+    images: Dict[str, Any] = part(node, "container_engine").get("inspected") or {}
+    for reference in images_of_engine(context.plan):
         image = images.get(reference)
         if not image or image_platform(reference) is None:
             continue

@@ -54,4 +54,16 @@ def check(context: Context, host: str, node: Facts) -> Findings:
                 _REPAIR,
             )
         )
+    if weights.get("altered"):
+        found.append(
+            error(
+                "D34",
+                host,
+                f"weight files in {where} are not those that were verified",
+                listed(weights["altered"]),
+                "Somebody wrote them again, or restored a backup.",
+                "Verify them again, or copy them from a node that has the right ones.",
+                _REPAIR,
+            )
+        )
     return found

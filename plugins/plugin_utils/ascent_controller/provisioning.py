@@ -6,6 +6,7 @@ All functions are pure; the filters in plugins/filter/ascent_provisioning.py han
 from __future__ import annotations
 
 __all__ = [
+    "ARCHITECTURES",
     "at_digest",
     "digest_of",
     "driver_findings",
@@ -19,6 +20,7 @@ __all__ = [
     "images_missing",
     "lock",
     "node_addresses",
+    "package_finding",
     "tree",
     "weights_findings",
 ]
@@ -26,11 +28,12 @@ __all__ = [
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ascent import package_archive
 from ascent.errors import ParseError
 from ascent.findings import finding
 from ascent.generations import images_of
 from ascent.hubs import ENDPOINTS
-from ascent.image_pulls import held
+from ascent.image_pulls import ARCHITECTURES, held
 from ascent.versions import compare, firmware_fits
 
 
@@ -191,6 +194,12 @@ def image_copies(
 def image_names(locks: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """The locks with the names under which the host has just got its images."""
     return {reference: {**one, "name": names.get(reference, one["name"])} for reference, one in locks.items()}
+
+
+def package_finding(result: Mapping[str, Any], packages: Sequence[str], host: str) -> dict[str, Any]:
+    """The finding for a task that failed to install packages, from its result (`package_archive.explain`)."""
+    text = "\n".join(str(result[key]).strip() for key in ("msg", "stderr") if result.get(key))
+    return package_archive.explain(text, packages, host)
 
 
 def node_addresses(plan: Mapping[str, Any]) -> dict[str, str]:

@@ -51,6 +51,7 @@ def html(run_dir: Path) -> str:
         _header(run, plan),
         _stages(run),
         _findings(verdicts),
+        _nodes(run_dir),
         _answer(run_dir),
         _fabric(run_dir),
         *(_bench(path) for path in sorted(run_dir.glob("*_bench.json"))),
@@ -426,6 +427,15 @@ def _memory(verdicts: Sequence[Mapping[str, Any]]) -> str:
         "reckoned",
     ]
     return _section("Memory of one device, GiB", _table(columns, rows, numeric=range(1, 7)) if rows else "")
+
+
+def _nodes(run_dir: Path) -> str:
+    """What preflight saw of each node (``nodes.json``): a table as `ascent.preflight.overview` makes it."""
+    table = _read(run_dir / "nodes.json")
+    if not isinstance(table, dict) or not table.get("rows"):
+        return ""
+    rows = [["-" if cell is None else cell for cell in row] for row in table["rows"]]
+    return _section(str(table["title"]), _table(table["columns"], rows))
 
 
 def _versions(run: Mapping[str, Any], plan: Mapping[str, Any] | None, verdicts: Sequence[Mapping[str, Any]]) -> str:

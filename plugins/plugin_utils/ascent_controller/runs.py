@@ -25,6 +25,7 @@ __all__ = [
     "normal_finding",
     "root",
     "simulated",
+    "with_failed_items",
 ]
 
 import contextlib
@@ -33,7 +34,7 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -413,11 +414,14 @@ class Recorder:
 
 
 def _failure(stage: str, host: str, task: str, outcome: str, result: Mapping[str, Any]) -> dict[str, Any]:
-    parts = [
-        result,
-        *(item for item in result.get("results") or [] if isinstance(item, Mapping) and item.get("failed")),
+    items = [item for item in result.get("results") or [] if isinstance(item, Mapping) and item.get("failed")]
+    # What Ansible says of a loop is only that something in it failed.
+    texts = [
+        f"{prefix}{str(part[key]).strip()}"
+        for prefix, part in [(f"{_label(item)}: ", item) for item in items] or [("", result)]
+        for key in ("msg", "stderr")
+        if part.get(key)
     ]
-    texts = [str(part[key]).strip() for part in parts for key in ("msg", "stderr") if part.get(key)]
     if result.get("censored"):
         texts = ["the output is hidden by no_log"]
     evidence = "\n".join(dict.fromkeys(texts))
@@ -432,6 +436,21 @@ def _failure(stage: str, host: str, task: str, outcome: str, result: Mapping[str
             fix=f"Try: ansible {host} -m ansible.builtin.ping",
         )
     return finding("task-failed", "error", f"Task failed: {task}", host=host, stage=stage, evidence=evidence[-4000:])
+
+
+def with_failed_items(result: Mapping[str, Any], failed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A task's result in which the items of its loop that failed say so.
+
+    Ansible tells of each failed item by an event of its own, and leaves the mark out of the task's result.
+    """
+    if not failed or not isinstance(result.get("results"), list):
+        return dict(result)
+    marked = [{**item, "failed": True} if item in failed else item for item in result["results"]]
+    return {**result, "results": marked}
+
+
+def _label(item: Mapping[str, Any]) -> str:
+    return str(item.get("_ansible_item_label", item.get("item", "item")))
 
 
 def _list(value: Any) -> list[Any]:

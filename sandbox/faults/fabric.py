@@ -205,6 +205,20 @@ def hccn_busy(node: Node, holder: Literal["unknown", "process"] = "process") -> 
     )
 
 
+@fault("C27", "collective-hang")
+def collective_hang(node: Node, when: Literal["alone", "across"] = "across") -> Injection:
+    """An operator of a collective never ends on this node, by itself or only together with other nodes."""
+    look = Look(f"grep -o '\"collective_hang\": [^,]*' {STATE}", f'"{when}"')
+    return Injection([node.set_node("faults", "collective_hang", to=when)], look)
+
+
+@fault("C28", "collective-slow")
+def collective_slow(node: Node, delay_us: int = 50000) -> Injection:
+    """Every operator of a collective takes longer on this node, and all others wait for it."""
+    look = Look(f"grep -o '\"collective_delay_us\": [0-9]*' {STATE}", rf": {delay_us}\b")
+    return Injection([node.set_node("faults", "collective_delay_us", to=delay_us)], look)
+
+
 @fault("G02", "slow-but-up")
 def slow_but_up(node: Node, device: int = 0, mbps: int = 100000, peer: str = "", delay_us: int = 2000) -> Injection:
     """A port came up at a lower speed; or pings to the same device of one peer (peer=NODE) take longer."""

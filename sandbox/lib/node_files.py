@@ -87,6 +87,8 @@ def state(sandbox: Sandbox, node: Node) -> dict[str, Any]:
             "ping_drop_nth": {},
             "ping_delay_us": {},
             "ping_max_bytes": None,
+            "collective_delay_us": 0,
+            "collective_hang": None,
             "installer": None,
             "old_modules": False,
             "replies": [],

@@ -20,7 +20,7 @@ MESHES = ("sample", "planned", "full")
 #: The mesh of a depth, where none is asked for.
 MESH_OF = {"quick": "sample", "standard": "planned", "deep": "planned"}
 #: What a part says that is said already by another one: a busy tool shows in each.
-_SAID_ONCE = ("C25", "D31", "npu-tool-hangs")
+_SAID_ONCE = ("C07", "C25", "D31", "npu-tool-hangs", "fabric-not-measured")
 _SLOW_FACTOR = 20
 _SLOW_FLOOR_US = 1000.0
 # A matrix of more devices than this is told by hosts alone: it would be megabytes of JSON, and mostly empty.
@@ -235,11 +235,9 @@ def compose(
     findings: Findings = []
     said: Set[Tuple[str, Optional[str]]] = set()
     for part in parts.values():
-        for one in part["findings"]:
-            if one["id"] in _SAID_ONCE and (one["id"], one["host"]) in said:
-                continue
-            said.add((one["id"], one["host"]))
-            findings.append(one)
+        new = [one for one in part["findings"] if one["id"] not in _SAID_ONCE or (one["id"], one["host"]) not in said]
+        said.update((one["id"], one["host"]) for one in new)
+        findings += new
     metrics: Dict[str, Any] = {}
     for part in parts.values():
         metrics.update(part.get("metrics") or {})

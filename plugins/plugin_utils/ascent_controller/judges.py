@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from ascent import memory, preflight, serving, status
-from ascent.fabric import devices, pairs, verdict
+from ascent.fabric import collectives, control_plane, devices, pairs, verdict
 from ascent.findings import failed, finding, message, sort_findings
 from ascent_controller import loader, render
 from ascent_controller.loader import ROOT
@@ -65,7 +65,9 @@ def _fabric_gate(
     return {"findings": [holds], "due": False}
 
 
-def _fabric(plan: Plan, facts: Facts, *, hosts: Sequence[str], depth: str, mesh: str) -> dict[str, Any]:
+def _fabric(
+    plan: Plan, facts: Facts, *, hosts: Sequence[str], depth: str, mesh: str, limits: Mapping[str, float] | None = None
+) -> dict[str, Any]:
     """Judges what ``hosts`` told and measured. ``verdict`` is None unless they are the whole plan."""
     part = {**plan, "hosts": {name: host for name, host in plan["hosts"].items() if name in hosts}}
     nodes = _nodes(facts)
@@ -76,7 +78,13 @@ def _fabric(plan: Plan, facts: Facts, *, hosts: Sequence[str], depth: str, mesh:
     npus, meshes = told("ascent_npus"), told("ascent_mesh")
     pairs_of_all = [pair for one in meshes.values() if one for pair in one["pairs"]]
     judged = devices.judge(part, nodes, npus, counters=told("ascent_npu_counters"), pairs=pairs_of_all)
-    parts = {"devices": judged, "mesh": pairs.judge(part, verdict.unexplained(meshes, judged))}
+    ran = next((one for one in told("ascent_collectives").values() if one), None)
+    parts = {
+        "devices": judged,
+        "mesh": pairs.judge(part, verdict.unexplained(meshes, judged), limits),
+        "control_plane": control_plane.judge(part, nodes, told("ascent_control_plane"), limits),
+        "collectives": collectives.judge(part, ran),
+    }
     previous = next((node["state"]["fabric"] for node in nodes.values() if node and node["state"]["fabric"]), None)
     whole = set(part["hosts"]) == set(plan["hosts"])
     composed = verdict.compose(part, nodes, npus, meshes, parts, depth=depth, mesh=mesh, previous=previous)
@@ -86,7 +94,13 @@ def _fabric(plan: Plan, facts: Facts, *, hosts: Sequence[str], depth: str, mesh:
         "table": composed["table"],
         "record": {
             "fabric.json": {key: composed[key] for key in ("table", "matrix", "parts", "verdict", "findings")},
-            "fabric_facts.json": {"npus": npus, "counters": told("ascent_npu_counters"), "mesh": meshes},
+            "fabric_facts.json": {
+                "npus": npus,
+                "counters": told("ascent_npu_counters"),
+                "mesh": meshes,
+                "control_plane": told("ascent_control_plane"),
+                "collectives": ran,
+            },
         },
         "verdict": composed["verdict"] if whole else None,
     }
@@ -140,7 +154,15 @@ def _status(
     return status.judge(plan, _nodes(facts), endpoints, written, digests)
 
 
+def _collectives_gate(
+    plan: Plan, facts: Facts, *, wanted: str, depth: str, hosts: Sequence[str], tests: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Whether collectives are run, which, and from which host."""
+    return collectives.gate(plan, _nodes(facts), wanted, depth, hosts, tests)
+
+
 JUDGES: dict[str, Callable[..., Mapping[str, Any]]] = {
+    "collectives_gate": _collectives_gate,
     "fabric": _fabric,
     "fabric_gate": _fabric_gate,
     "preflight": _preflight,

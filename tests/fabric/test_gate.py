@@ -1,0 +1,125 @@
+"""The fabric gate on real nodes: a clean cluster passes, and each fault is named with its place, and nothing else."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from tests.fabric.conftest import NODES, Gate
+
+# Every rank of every node takes its turn on two cores, so a late packet or run may be told of as a warning.
+NO_COLLECTIVES = ("-e", "fabric_collectives=never")
+
+
+def errors(verdict: dict[str, Any]) -> list[tuple[str, str | None]]:
+    """Id and host of every error."""
+    return sorted((one["id"], one["host"]) for one in verdict["findings"] if one["severity"] == "error")
+
+
+def summary(verdict: dict[str, Any], id: str) -> str:
+    """The words of the only finding with an id."""
+    (found,) = [one["summary"] for one in verdict["findings"] if one["id"] == id]
+    return str(found)
+
+
+def test_a_clean_cluster_passes_and_leaves_nothing_behind(gate: Gate):
+    verdict = gate.verify()
+    assert errors(verdict) == []
+    assert verdict["metrics"]["fabric_pairs"] == 2 * 3 * 4
+    collectives = verdict["facts"]["collectives"]
+    assert collectives["ran"]
+    assert [run["phase"] for run in collectives["runs"] if run["outcome"] == "ok"].count("node") >= 3
+    assert {len(run["hosts"]) for run in collectives["runs"]} == {1, 2, 3}
+    pairs = {tuple(run["hosts"]) for run in collectives["runs"] if run["phase"] == "pairs"}
+    assert pairs <= set(itertools.combinations(NODES, 2))
+    told = verdict["facts"]["control_plane"]
+    assert {tuple(sorted(one["tried"])) for one in told.values()} == {
+        tuple(other for other in NODES if other != host) for host in NODES
+    }
+    assert all(entry["large"] for one in told.values() for entry in one["mtu"])
+    for node in NODES:
+        left = gate.shell(node, "grep -c ascent-collectives /root/.ssh/authorized_keys; ls /var/lib/ascent/mesh; true")
+        assert left.split() == ["0", "fabric.json"]
+        assert gate.shell(node, "ls /run | grep -c ascent || true; pgrep -c orted || true").split() == ["0", "0"]
+
+
+def test_faults_at_once_are_all_named_and_nothing_else(gate: Gate):
+    gate.broken("m-01", "D03", "port=13389")
+    gate.broken("m-02", "C01", "device=2", "every=50")
+    gate.broken("m-03", "C27", "when=across")
+    verdict = gate.verify()
+    assert errors(verdict) == [("C27", "m-03"), ("D03", "m-01"), ("fabric-packet-loss", "m-02")]
+    assert summary(verdict, "fabric-packet-loss").endswith(": m-02 device 2")
+    assert "port 13389 (dp-rpc) of m-01 is not reached from m-02, m-03" in summary(verdict, "D03")
+
+
+@pytest.mark.thorough
+def test_a_pair_at_25_times_the_latency(gate: Gate):
+    gate.broken("m-01", "G02", "device=1", "peer=m-03", "delay_us=5000")
+    verdict = gate.verify(*NO_COLLECTIVES)
+    assert errors(verdict) == []
+    assert summary(verdict, "G02").endswith("m-01 device 1 to m-03 device 1")
+
+
+@pytest.mark.thorough
+def test_a_small_loss_on_one_device(gate: Gate):
+    gate.broken("m-02", "C01", "device=0", "every=50")
+    verdict = gate.verify(*NO_COLLECTIVES)
+    assert errors(verdict) == [("fabric-packet-loss", "m-02")]
+    assert summary(verdict, "fabric-packet-loss").endswith(": m-02 device 0")
+
+
+@pytest.mark.thorough
+def test_a_pair_that_works_one_way(gate: Gate):
+    gate.broken("m-03", "C01", "device=3", "peer=m-01", "plane=roce")
+    verdict = gate.verify(*NO_COLLECTIVES)
+    assert errors(verdict) == [("fabric-one-way", None)]
+    assert summary(verdict, "fabric-one-way").endswith("m-01 device 3 to m-03 device 3")
+
+
+@pytest.mark.thorough
+def test_a_filter_drops_the_rpc_port(gate: Gate):
+    gate.broken("m-01", "D03", "port=13389")
+    verdict = gate.verify(*NO_COLLECTIVES)
+    assert errors(verdict) == [("D03", "m-01")]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("nic", ["eth9", "lo"])
+def test_a_wrong_network_card(gate: Gate, nic: str):
+    verdict = gate.verify(*NO_COLLECTIVES, hosts={"m-02": {"nic": nic, "node_ip": "198.19.192.12"}})
+    assert set(errors(verdict)) == {("C07", "m-02")}
+    assert all(nic in one["summary"] for one in verdict["findings"] if one["id"] == "C07")
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("when", ["alone", "across"])
+def test_a_node_that_hangs_in_a_collective(gate: Gate, when: str):
+    gate.broken("m-02", "C27", f"when={when}")
+    verdict = gate.verify()
+    assert errors(verdict) == [("C27", "m-02")]
+    # Each run is ended when its time is up, and few are needed.
+    assert sum(run["outcome"] == "timeout" for run in verdict["facts"]["collectives"]["runs"]) <= 3
+
+
+@pytest.mark.thorough
+def test_a_node_that_slows_a_collective_down(gate: Gate):
+    gate.broken("m-03", "C28", "delay_us=1500000")
+    verdict = gate.verify()
+    assert errors(verdict) == [("C28", "m-03")]
+
+
+@pytest.mark.thorough
+def test_a_link_that_is_down_is_one_fault_to_all_parts(gate: Gate):
+    gate.broken("m-01", "C10", "device=3")
+    verdict = gate.verify()
+    assert {host for _, host in errors(verdict)} == {"m-01"}
+    assert all("device 3" in one["summary"] for one in verdict["findings"] if one["severity"] == "error")
+
+
+@pytest.mark.thorough
+def test_a_serving_cluster_is_left_alone(gate: Gate):
+    verdict = gate.verify("-e", "fabric_collectives=never")
+    assert verdict["facts"]["collectives"] is None

@@ -456,6 +456,27 @@ def test_explained_and_mute():
     assert judge(cluster)["mute"] == ["a3-02"]
 
 
+OPTIONS = (
+    "ip", "vnic", "link", "net_health", "netdetect", "gateway", "gateway_ping", "tls", "mtu", "speed", "fec", "lldp",
+    "optical", "stat", "link_stat", "super_pod", "firmware_version", "driver_version", "compatibility", "npu_id",
+)  # fmt: skip
+
+
+@given(
+    st.sampled_from(["a2", "a3"]),
+    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 3), st.sampled_from(OPTIONS)), max_size=40),
+    st.booleans(),
+)
+def test_what_was_not_read_is_no_fault(generation, holes, without_conf):
+    """Only a device that npu-smi does not show is one: whatever else is unknown is told by its entry in `unread`."""
+    cluster = Cluster(generation, 2)
+    for host, number, option in holes:
+        cluster.device(host, number)[option] = None
+    if without_conf:
+        cluster.npus[cluster.names[0]]["conf"] = {"present": False, "devices": None, "error": None}
+    assert {one["id"] for one in judge(cluster)["findings"]} <= {"A10", "D30"}
+
+
 # -- hosts -------------------------------------------------------------------------------------------------------------
 
 

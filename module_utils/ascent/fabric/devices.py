@@ -216,6 +216,9 @@ def _no_answer(view: _View, host: str, tool: str, kind: str, group: Sequence[Map
         grave = first["what"] == "npu-smi info"
     severity = "error" if grave or kind in ("missing", "busy", "timeout") else "warning"
     call = f"{tool} -i DEVICE -{options[0].replace('gateway_ping', 'ping')} -g" if options else first["what"]
+    driver = _driver_answer(host, first["text"]) if tool == "npu-smi" else None
+    if driver:
+        return driver
     if kind == "missing":
         return found(
             "D31",
@@ -280,6 +283,31 @@ def _no_answer(view: _View, host: str, tool: str, kind: str, group: Sequence[Map
         "from it.",
         fix=f"Run {call} and send its output with a report, so that this shape becomes known.",
     )
+
+
+def _driver_answer(host: str, text: str) -> Optional[Dict[str, Any]]:
+    """The finding for what the driver's library says when it does not start, None for other words."""
+    if "-8005" in text:
+        return found(
+            "A01",
+            "error",
+            f"npu-smi can't reach the driver on {host}",
+            host=host,
+            evidence=f"npu-smi info: {text}",
+            cause="The driver is not loaded, or waits for a reboot after an upgrade.",
+            fix="lsmod | grep -e drv -e davinci; dmesg | tail; reboot, or install the driver (--tags provision).",
+        )
+    if "-8020" in text:
+        return found(
+            "A03",
+            "error",
+            f"the devices of {host} are held by another container or process",
+            host=host,
+            evidence=f"npu-smi info: {text}",
+            cause="Somebody has the devices for himself.",
+            fix="fuser -v /dev/davinci* and docker ps tell who; stop it.",
+        )
+    return None
 
 
 # -- link, TLS, health -------------------------------------------------------------------------------------------------
@@ -556,19 +584,19 @@ def _firmware(view: _View) -> Findings:
         values: Dict[str, List[Device]] = collections.defaultdict(list)
         for device in view.devices:
             value = view.entry(device).get(key)
-            if value:
+            # What does not fit on its own node is no measure for the others.
+            if value and device[0] not in known:
                 values[str(value)].append(device)
         usual = majority(value for value, some in values.items() for _one in some) or _newest(values)
         for value, some in sorted(values.items()):
-            rest = [device for device in some if device[0] not in known]
-            if value == usual or not rest:
+            if value == usual:
                 continue
             findings.append(
                 found(
                     "B09",
                     "error",
-                    f"{what} {value} is {_age(value, str(usual))} than elsewhere: {names(rest)}",
-                    devices=rest,
+                    f"{what} {value} is {_age(value, str(usual))} than elsewhere: {names(some)}",
+                    devices=some,
                     evidence=f"npu-smi info -t board: {what} {value}; the others {usual}",
                     cause="An upgrade reached a part of the nodes or cards only, or a card was replaced.",
                     fix=f"Bring them to {what} {usual} (--tags provision), and reboot.",

@@ -70,7 +70,7 @@ clients: setup ## Public clients, each in an environment of its own (2 GB of dow
 test-static: lint unit
 
 .PHONY: test-sandbox
-test-sandbox: molecule e2e faults test-real
+test-sandbox: molecule e2e provision faults test-real
 
 .PHONY: lint
 lint: setup ## ruff, mypy, yamllint, shellcheck, ansible-lint (production)
@@ -93,6 +93,10 @@ molecule: setup ## Every role on sandbox nodes
 e2e: setup ## The road, end to end, on a sandbox cluster of its own
 	pytest -x tests/e2e
 
+.PHONY: provision
+provision: setup ## What provision brings to nodes of different states, and every way in which that goes wrong
+	pytest -x tests/provision
+
 .PHONY: faults
 faults: setup ## A third of the sandbox's faults, each on real nodes; all of them in test-all
 	pytest -m 'not thorough' tests/sandbox
@@ -105,7 +109,9 @@ test-real: setup ## The real engine on one server, and the suite that it shares 
 bench: setup ## Figures, as ratios within one run; not part of pass or fail
 	@$(BIN)/python bench/planner.py
 	@$(BIN)/python bench/engine_timing.py
+	@$(BIN)/python bench/image_spread.py
 	@$(BIN)/python bench/no_op_run.py --inventory $(INVENTORY) --cluster $(CLUSTER)
+	@$(BIN)/python bench/no_op_run.py --inventory bench/inventory --cluster eight-hosts --tags provision,tune --boot
 
 .PHONY: clean
 clean: ## Remove the virtual environment and past runs

@@ -1,11 +1,13 @@
-"""What a run that changes nothing costs, beside the floor: one ssh round trip to every host at once.
+"""What a run that changes nothing costs, beside the floor: ssh to every host at once, once and once a round.
 
-Needs a cluster that is deployed already (`make deploy`). Prints figures; judges nothing.
+Needs a cluster that is deployed already (`make deploy`), or `--boot`, which boots the sandbox of the inventory, brings
+its hosts to the state that the stages of `--tags` want, and takes it down in the end. Prints figures; judges nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -14,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +75,13 @@ def floor(commands: list[list[str]]) -> None:
             sys.exit(f"ssh failed: {process.args}")
 
 
-def no_op(inventory: str, cluster: str, runs: Path) -> dict[str, Any]:
-    """One run of deploy.yml; its run record. Exits when the run failed or changed something."""
+def deploy(inventory: str, cluster: str, tags: str, runs: Path, *, no_op: bool = True) -> dict[str, Any]:
+    """One run of deploy.yml; its run record. Exits when the run failed, or changed something where it must not."""
     done = subprocess.run(
-        [str(Path(sys.executable).with_name("ansible-playbook")), "deploy.yml", "-i", inventory, "-l", cluster],
+        [
+            *(str(Path(sys.executable).with_name("ansible-playbook")), "deploy.yml", "-i", inventory, "-l", cluster),
+            *(("--tags", tags) if tags else ()),
+        ],
         cwd=ROOT,
         env={**os.environ, "ASCENT_RUNS_DIR": str(runs)},
         stdout=subprocess.PIPE,
@@ -85,39 +90,67 @@ def no_op(inventory: str, cluster: str, runs: Path) -> dict[str, Any]:
         check=False,
     )
     record = json.loads((runs / "latest" / "run.json").read_text())
-    if done.returncode or record["changed"]:
+    if done.returncode or (no_op and record["changed"]):
         sys.exit(f"{done.stdout}\nthis is no no-op run: deploy the cluster first")
     return record
 
 
+@contextlib.contextmanager
+def sandbox(inventory: str) -> Iterator[None]:
+    """The sandbox of an inventory, up for as long as the block runs."""
+    cluster = [sys.executable, str(ROOT / "sandbox/cluster.py")]
+    subprocess.run([*cluster, "up", "--inventory", inventory], cwd=ROOT, check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*cluster, "down", "--inventory", inventory], cwd=ROOT, check=True)
+
+
+def measure(inventory: str, cluster: str, tags: str, repeat: int, runs: Path) -> None:
+    """Measure floors and run in turn, and print medians and their ratios."""
+    commands = ssh_commands(inventory, cluster)
+    once, each_round, run, rounds = [], [], [], 0
+    for _ in range(repeat):
+        records: list[dict[str, Any]] = []
+        run.append(measured(lambda: records.append(deploy(inventory, cluster, tags, runs))))  # noqa: B023 - runs at once
+        rounds = records[0]["rounds"]
+        once.append(measured(lambda: floor(commands)))
+        each_round.append(measured(lambda: [floor(commands) for _ in range(rounds)]))  # noqa: B023 - runs at once
+
+    title = f"No-op run of {tags.replace(',', ' and ') or 'all stages'}, {len(commands)} hosts"
+    table = Table("", "task rounds", "seconds", "controller CPU-seconds", title=title)
+    rows = (
+        ("ssh, once", "-", once),
+        ("ssh, once for each round", "-", each_round),
+        ("deploy.yml", str(rounds), run),
+    )
+    for name, shown, samples in rows:
+        seconds, cpu = (statistics.median(column) for column in zip(*samples, strict=True))
+        table.add_row(name, shown, f"{seconds:.2f}", f"{cpu:.2f}")
+    for name, _, base in rows[:2]:
+        ratios = (
+            statistics.median(one[axis] / two[axis] for one, two in zip(run, base, strict=True)) for axis in (0, 1)
+        )
+        table.add_row(f"ratio to {name}", "", *(f"{ratio:.1f}" for ratio in ratios))
+    Console().print(table)
+
+
 def main() -> None:
-    """Measure floor and run in turn, and print medians and their ratio."""
+    """Boot what has to be booted, and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inventory", default="inventories/sandbox")
     parser.add_argument("--cluster", default="a3-cluster")
+    parser.add_argument("--tags", default="", help="stages to run, such as provision,tune; all of them without it")
+    parser.add_argument("--boot", action="store_true", help="boot the inventory's sandbox, and take it down afterwards")
     parser.add_argument("--repeat", type=int, default=3)
     options = parser.parse_args()
 
-    commands = ssh_commands(options.inventory, options.cluster)
-    floors, runs, records = [], [], []
     with tempfile.TemporaryDirectory() as directory:
-        for _ in range(options.repeat):
-            floors.append(measured(lambda: floor(commands)))
-            runs.append(measured(lambda: records.append(no_op(options.inventory, options.cluster, Path(directory)))))
-
-    table = Table("", "task rounds", "seconds", "controller CPU-seconds", title=f"No-op run, {len(commands)} hosts")
-    for name, rounds, samples in (
-        ("ssh to all hosts at once", "-", floors),
-        ("ansible-playbook deploy.yml", str(records[-1]["rounds"]), runs),
-    ):
-        seconds, cpu = (statistics.median(column) for column in zip(*samples, strict=True))
-        table.add_row(name, rounds, f"{seconds:.2f}", f"{cpu:.2f}")
-    ratios = [
-        f"{statistics.median(run[axis] / base[axis] for base, run in zip(floors, runs, strict=True)):.1f}"
-        for axis in (0, 1)
-    ]
-    table.add_row("ratio, median of pairs", "", *ratios)
-    Console().print(table)
+        runs = Path(directory)
+        with sandbox(options.inventory) if options.boot else contextlib.nullcontext():
+            if options.boot:
+                deploy(options.inventory, options.cluster, options.tags, runs, no_op=False)
+            measure(options.inventory, options.cluster, options.tags, options.repeat, runs)
 
 
 if __name__ == "__main__":

@@ -198,6 +198,8 @@ def main() -> None:
             if given["state"] == "absent" and not decided["restart_required"]:
                 tree.remove(STATE_FILE)
     except (AscentError, OSError, ValueError) as error:
+        problem = engine_config.invalid(error, DAEMON_FILE)
+        result["findings"] = [problem] if problem else []
         module.fail_json(msg=f"container engine: {error}", **result)
     module.exit_json(**result)
 

@@ -21,6 +21,7 @@ options:
       url: {description: Health page; 200 means up, type: str, required: true}
       models_url: {description: Page that has to list at least one model, type: str}
       version_url: {description: Page that names the engine's version; it may be absent, type: str}
+      metrics_url: {description: Page with the engine's counters; it may be absent, type: str}
   timeout:
     description: Seconds to wait for one answer.
     type: float
@@ -47,7 +48,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 endpoints:
-  description: Of each endpoint C(name), C(host), C(url), C(ok), C(status), C(seconds), C(error), C(models), C(version)
+  description:
+    - Of each endpoint C(name), C(host), C(url), C(ok), C(status), C(seconds), C(error), C(models), C(version), and
+      C(counters) with C(prompt_tokens), C(generation_tokens) and C(requests) since the engine's start.
   returned: always
   type: list
   elements: dict
@@ -75,6 +78,7 @@ def main() -> None:
                     "url": {"type": "str", "required": True},
                     "models_url": {"type": "str"},
                     "version_url": {"type": "str"},
+                    "metrics_url": {"type": "str"},
                 },
             },
             "timeout": {"type": "float", "default": 10},

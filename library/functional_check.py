@@ -26,6 +26,15 @@ options:
     type: list
     elements: dict
     required: true
+  engines:
+    description:
+      - Servers behind the endpoint, each with C(name), C(host), C(role) (C(serve), C(prefill) or C(decode)),
+        C(metrics_url), C(ranks), C(prefix_caching), C(speculative) and C(max_model_len). Requests are then sent at
+        once, and the engines' own counters have to show that every rank took part, that prefill handed its KV cache
+        over, and that prefix cache and speculation work where they are on.
+    type: list
+    elements: dict
+    default: []
   timeout:
     description: Seconds for one answer.
     type: float
@@ -58,6 +67,14 @@ answers:
   returned: always
   type: list
   elements: dict
+traffic:
+  description: By how much each engine's counters grew, by metric; empty without O(engines).
+  returned: always
+  type: dict
+metrics:
+  description: The same for the run record.
+  returned: always
+  type: dict
 findings:
   description: What is wrong with the answers (docs/architecture.md, section 2).
   returned: always
@@ -65,7 +82,7 @@ findings:
   elements: dict
 """
 
-from ansible.module_utils.ascent import functional
+from ansible.module_utils.ascent import functional, traffic
 from ansible.module_utils.basic import AnsibleModule
 
 
@@ -76,6 +93,7 @@ def main() -> None:
             "url": {"type": "str", "required": True},
             "model": {"type": "str", "required": True},
             "prompts": {"type": "list", "elements": "dict", "required": True},
+            "engines": {"type": "list", "elements": "dict", "default": []},
             "timeout": {"type": "float", "default": 300},
             "api_key": {"type": "str", "no_log": True},
         },
@@ -90,7 +108,16 @@ def main() -> None:
         if prompt.get("kind") == "completion" and not prompt.get("prompt"):
             module.fail_json(msg=f"prompt {number}: a completion takes 'prompt', not 'messages'")
     result = functional.check(given["url"], given["model"], given["prompts"], given["timeout"], given["api_key"])
-    module.exit_json(changed=False, **result)
+    shares = {"findings": [], "traffic": {}}
+    if given["engines"] and not any(item["severity"] == "error" for item in result["findings"]):
+        shares = traffic.check(given["url"], given["model"], given["engines"], given["timeout"], given["api_key"])
+    module.exit_json(
+        changed=False,
+        answers=result["answers"],
+        findings=result["findings"] + shares["findings"],
+        traffic=shares["traffic"],
+        metrics={"traffic": shares["traffic"]},
+    )
 
 
 if __name__ == "__main__":

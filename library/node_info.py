@@ -24,11 +24,23 @@ options:
   weights_directory:
     description: Directory of the model's weights. Without it weights are not looked at.
     type: str
-  disk_paths:
-    description: Paths whose file systems are measured. A path that does not exist yet counts as its nearest parent.
+  images:
+    description: References of images to look for in the container engine's store.
     type: list
     elements: str
-    default: ["/", /var/lib/docker]
+    default: []
+  peers:
+    description: Names of the cluster's hosts, to be resolved here together with the host's own. Without any, none is.
+    type: list
+    elements: str
+    default: []
+  disk_paths:
+    description:
+      - Paths whose file systems are measured, beside those of images and weights. A path that does not exist yet counts
+        as its nearest parent.
+    type: list
+    elements: str
+    default: ["/"]
   sysctls:
     description: Kernel parameters to read.
     type: list
@@ -98,7 +110,9 @@ def main() -> None:
                 "default": list(node.DEFAULT_SUBSETS),
             },
             "weights_directory": {"type": "str"},
-            "disk_paths": {"type": "list", "elements": "str", "default": ["/", "/var/lib/docker"]},
+            "images": {"type": "list", "elements": "str", "default": []},
+            "peers": {"type": "list", "elements": "str", "default": []},
+            "disk_paths": {"type": "list", "elements": "str", "default": ["/"]},
             "sysctls": {"type": "list", "elements": "str", "default": list(node.SYSCTLS)},
             "npu_smi": {
                 "type": "list",
@@ -121,6 +135,8 @@ def main() -> None:
         given["cluster"],
         given["gather"],
         weights_directory=given["weights_directory"],
+        images=given["images"],
+        peers=given["peers"],
         disk_paths=given["disk_paths"],
         sysctls=given["sysctls"],
         npu_smi_paths=given["npu_smi"],

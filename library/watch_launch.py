@@ -23,6 +23,10 @@ options:
     description: Seconds without any sign of progress until the start counts as stalled.
     type: float
     default: 600
+  fails:
+    description: Whether the task fails when the launch does. RV(ready) tells in any case.
+    type: bool
+    default: true
 author: [Ascent]
 attributes:
   check_mode: {support: full}
@@ -38,6 +42,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+ready:
+  description: Whether the service came up; true in check mode.
+  returned: always
+  type: bool
 findings:
   description: What is wrong, the cause first (docs/architecture.md, section 2).
   returned: always

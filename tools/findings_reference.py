@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "docs" / "reference" / "findings.md"
 
 INTRODUCTION = """\
-# Faults that logs tell of
+# Findings: faults that logs tell of, and what the fabric gate finds
 
 While a launch is watched, every line of every process is held against these signatures; after a failure all logs are
 searched and the first cause in time is named. In one log the kind decides: a missing library explains a timeout and
@@ -25,6 +25,22 @@ something else failed are never a cause. A line that isn't fatal by itself ends 
 Ids and names are those of the fault catalogue. Stage: where a check can stop it first.
 
 This page is generated from `catalog/findings/`: `python tools/findings_reference.py`.
+"""
+
+PREFLIGHT = """\
+## What preflight tells
+
+Before anything is touched, the stage preflight compares the plan with the nodes and tells all of this at once, with the
+host it is about. Where a later stage of the same run puts it right, it is information and stops nothing. What a finding
+says is what was seen; these are examples.
+"""
+
+FABRIC = """\
+## What the fabric gate finds
+
+The stage `verify` reads every device and measures between them. It tells one finding for a fault, with the host and
+the devices at fault, and leaves out what follows from it. Where it says "error or warning", RoCE decides: on A3 it
+counts as an error where containers read the RoCE addresses (KV transfer) or the hosts are of several super pods.
 """
 
 FAMILIES = {
@@ -53,6 +69,14 @@ def document() -> str:
         entries = [entry for entry in catalogue["findings"] if entry["id"].startswith(letter)]
         lines += [_row(entry) for entry in sorted(entries, key=lambda entry: str(entry["id"]))]
         lines.append("")
+    lines += [
+        PREFLIGHT,
+        *_checks(signatures.checks(of="preflight")),
+        "",
+        FABRIC,
+        *_checks(signatures.checks(of="fabric")),
+        "",
+    ]
     lines += ["## Lines that are never a cause\n", *(f"- `{pattern}`" for pattern in catalogue["wrappers"])]
     return "\n".join(lines) + "\n"
 
@@ -68,6 +92,21 @@ def _row(entry: dict[str, Any]) -> str:
         entry["source"],
     ]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _checks(entries: list[dict[str, Any]]) -> list[str]:
+    """A table of what a stage tells; who puts it right is said where that is a later stage of the same run."""
+    lines = ["| Id | Reads like | Worst | Cause | Fix | Source |", "| --- | --- | --- | --- | --- | --- |"]
+    for entry in entries:
+        name = entry.get("name", entry["id"])
+        what = f"{entry['summary']}<br>{entry['example']}" if "summary" in entry else entry["example"]
+        fix = (
+            f"{entry['fix']} In a full run the stage {entry['repair']} does it." if "repair" in entry else entry["fix"]
+        )
+        title = f"**{entry['id']}**" + (f" {name}" if name != entry["id"] else "")
+        cells = [title, what, entry["severity"], entry["cause"], fix, entry["source"]]
+        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+    return lines
 
 
 def main() -> int:

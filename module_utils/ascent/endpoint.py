@@ -7,6 +7,7 @@ __all__ = ["check", "check_all"]
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, Iterable, List, Mapping, Optional
 
+from . import metrics
 from .client import ClientError, request
 
 _MAX_THREADS = 64
@@ -21,10 +22,11 @@ def _origin(headers: Mapping[str, str]) -> str:
 
 
 def check(endpoint: Mapping[str, Any], timeout: float = 10, api_key: Optional[str] = None) -> Dict[str, Any]:
-    """Look at one endpoint ``{name, host, url[, models_url][, version_url]}``.
+    """Look at one endpoint ``{name, host, url[, models_url][, version_url][, metrics_url]}``.
 
-    Returns ``{name, host, url, ok, status, seconds, error, models, version}``. ``ok`` wants status 200 of ``url`` and,
-    if ``models_url`` is given, a list of at least one model there. ``version`` is information only.
+    Returns ``{name, host, url, ok, status, seconds, error, models, version, counters}``. ``ok`` wants status 200 of
+    ``url`` and, if ``models_url`` is given, a list of at least one model there. ``version`` and ``counters`` (those of
+    `metrics.COUNTERS` that the page has, by their short names) are information only.
     """
     result: Dict[str, Any] = {
         "name": endpoint.get("name"),
@@ -36,6 +38,7 @@ def check(endpoint: Mapping[str, Any], timeout: float = 10, api_key: Optional[st
         "error": None,
         "models": None,
         "version": None,
+        "counters": None,
     }
     try:
         answer = request("GET", endpoint["url"], timeout=timeout, api_key=api_key)
@@ -47,6 +50,8 @@ def check(endpoint: Mapping[str, Any], timeout: float = 10, api_key: Optional[st
             result["models"] = _models(endpoint["models_url"], timeout, api_key)
         if endpoint.get("version_url"):
             result["version"] = _version(endpoint["version_url"], timeout, api_key)
+        if endpoint.get("metrics_url"):
+            result["counters"] = _counters(endpoint["metrics_url"], timeout, api_key)
         result["ok"] = True
     except ClientError as error:
         result["error"] = str(error)
@@ -73,6 +78,18 @@ def _version(url: str, timeout: float, api_key: Optional[str]) -> Optional[str]:
     except ClientError:
         return None
     return str(value["version"]) if isinstance(value, dict) and "version" in value else None
+
+
+def _counters(url: str, timeout: float, api_key: Optional[str]) -> Optional[Dict[str, int]]:
+    """What the engine has counted since its start; None when it has no such page."""
+    try:
+        answer = request("GET", url, timeout=timeout, api_key=api_key)
+    except ClientError:
+        return None
+    if answer.status != 200:
+        return None
+    found = metrics.totals(answer.text, metrics.COUNTERS.values())
+    return {short: int(found[name]) for short, name in metrics.COUNTERS.items() if name in found}
 
 
 def check_all(

@@ -12,13 +12,13 @@ changed is remembered, so a setting that is no longer wanted returns to what it 
 
 from __future__ import annotations
 
-__all__ = ["RELOADABLE", "merge", "parse", "parse_service", "plan", "render", "unmerge", "wanted"]
+__all__ = ["RELOADABLE", "invalid", "merge", "parse", "parse_service", "plan", "render", "unmerge", "wanted"]
 
 import copy
 import json
 from typing import Any, Dict, List, Optional, Tuple
 
-from .errors import ParseError
+from .errors import ParseError, ToolError
 from .findings import finding
 
 #: Settings that dockerd takes over on SIGHUP, without stopping anything (dockerd reference, configuration reload).
@@ -160,6 +160,24 @@ def plan(settings: Dict[str, Any], observed: Dict[str, Any], restart_ok: bool = 
         "restart_required": restart_required,
         "saved": {"schema": 1, "undo": undo, "pending": service["since"] if restart_required else ""},
     }
+
+
+def invalid(error: Exception, path: str) -> Optional[Dict[str, Any]]:
+    """B17 when an error says that the engine can't start with its daemon.json; None for any other."""
+    put_back = isinstance(error, ToolError) and f"{path} was put back" in str(error)
+    if not put_back and not isinstance(error, ParseError):
+        return None
+    return finding(
+        "B17",
+        "error",
+        f"the container engine can't start with {'these settings' if put_back else path}",
+        stage="provision",
+        evidence=str(error),
+        cause="a setting of the role that this engine does not know" if put_back else "the file on the host is no JSON",
+        fix="correct the variables container_engine_*, then deploy again"
+        if put_back
+        else f"correct {path} by hand, then deploy again",
+    )
 
 
 def _merge(place: Dict[str, Any], settings: Dict[str, Any], path: List[str], undo: List[Dict[str, Any]]) -> None:

@@ -14,6 +14,7 @@ __all__ = [
     "SEVERAL_WORDS",
     "cache_target",
     "connector_traits",
+    "image_at",
     "image_for",
     "image_platform",
     "image_version",
@@ -263,6 +264,15 @@ def image_for(image: str, suffix: str, mirror: str = "") -> str:
             tag = match.group("version") + suffix + match.group("rest")
     reference = repository + (f":{tag}" if tag else "") + (f"@{digest}" if digest else "")
     return f"{mirror.rstrip('/')}/{reference}" if mirror else reference
+
+
+def image_at(image: str, digest: str) -> str:
+    """The same image by digest instead of by tag.
+
+    >>> image_at("quay.io/ascend/vllm-ascend:v1", "sha256:abc")
+    'quay.io/ascend/vllm-ascend@sha256:abc'
+    """
+    return f"{_split_image(image)[0]}@{digest}"
 
 
 def cache_target(engine: str) -> str:

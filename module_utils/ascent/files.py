@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
-__all__ = ["Tree"]
+__all__ = ["BLOCK_BEGIN", "BLOCK_END", "Tree", "block", "split_block"]
 
+import errno
 import glob
 import os
-from typing import List, Optional
+from typing import Iterable, List, Optional, Tuple
+
+#: What stands around lines of ours in a file that is not ours alone.
+BLOCK_BEGIN = "# ascent:host_tuning begin. Ansible managed: edits between these lines are lost"
+BLOCK_END = "# ascent:host_tuning end"
+
+
+def block(lines: Iterable[str]) -> List[str]:
+    """Lines of ours, marked."""
+    return [BLOCK_BEGIN, *lines, BLOCK_END]
+
+
+def split_block(text: str) -> Tuple[List[str], List[str]]:
+    """Lines outside our block, and those inside it. A block whose end somebody removed ends with the file."""
+    outside: List[str] = []
+    inside: List[str] = []
+    within = False
+    for line in text.splitlines():
+        if line in (BLOCK_BEGIN, BLOCK_END):
+            within = line == BLOCK_BEGIN
+        else:
+            (inside if within else outside).append(line)
+    return outside, inside
 
 
 class Tree:
@@ -51,7 +74,23 @@ class Tree:
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)
-        os.replace(temporary, place)
+        try:
+            os.replace(temporary, place)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            # A file that is itself a mount, as container engines make /etc/hosts, can only be written in place.
+            os.unlink(temporary)
+            with open(place, "w", encoding="utf-8") as stream:
+                stream.write(text)
+
+    def size_mb(self, path: str) -> Optional[int]:
+        """MB that the file system of a path can hold; None when there is none."""
+        try:
+            stat = os.statvfs(self.path(path))
+        except OSError:
+            return None
+        return stat.f_blocks * stat.f_frsize // (1024 * 1024)
 
     def remove(self, path: str) -> None:
         """Remove a file if it is there."""

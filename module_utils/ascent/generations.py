@@ -14,10 +14,22 @@ generation leaves an unchanged process running.
 
 from __future__ import annotations
 
-__all__ = ["container_definition", "decide", "images_of", "locked_digest", "manifest", "to_stop"]
+__all__ = [
+    "choose",
+    "container_definition",
+    "decide",
+    "good",
+    "images_of",
+    "locked_digest",
+    "manifest",
+    "passed",
+    "to_stop",
+]
 
 import hashlib
 from typing import Any, Dict, Iterable, List, Mapping, Optional
+
+from .errors import AscentError
 
 #: Digest by image reference; None where a dry run can't know it.
 Digests = Mapping[str, Optional[str]]
@@ -29,7 +41,7 @@ def images_of(plan: Mapping[str, Any], host: Optional[str] = None) -> List[str]:
     Jobs with devices of their own (offline inference) count; clients are nothing that a launch stands on.
     """
     running = [*plan["processes"], *(job for job in plan.get("jobs") or [] if job["devices"])]
-    return sorted({one["container"]["image"] for one in running if host in (None, one["host"])})
+    return sorted({one["container"]["image"] for one in running if one["container"] and host in (None, one["host"])})
 
 
 def container_definition(process: Mapping[str, Any], digest: Optional[str]) -> str:
@@ -128,6 +140,84 @@ def to_stop(
         for name in instance["processes"]
         if name in alive
     ]
+
+
+def good(states: Iterable[Optional[Mapping[str, Any]]]) -> List[Dict[str, Any]]:
+    """The generations that passed the check stage, ``{"number", "plan_hash"}`` each, oldest first.
+
+    Any host's memory counts (its ``state`` fact ``good``), as long as a generation of that number and plan is kept:
+    after all have been removed, numbers start again.
+    """
+    seen = list(states)
+    kept = {(entry["number"], entry["plan_hash"]) for state in seen for entry in _generations(state)}
+    told = {
+        (int(entry["number"]), str(entry["plan_hash"]))
+        for state in seen
+        for entry in ((state or {}).get("good") or {}).get("generations") or ()
+    }
+    return [{"number": number, "plan_hash": plan_hash} for number, plan_hash in sorted(told & kept)]
+
+
+def passed(
+    plan: Mapping[str, Any], states: Iterable[Optional[Mapping[str, Any]]], launched: Optional[int]
+) -> Optional[List[Dict[str, Any]]]:
+    """What `good` is to be once the running generation has passed, too; None when nothing is to be added.
+
+    ``launched`` is the number that this run launched; None when it launched none, and then the current one counts if it
+    is of this plan.
+    """
+    seen = list(states)
+    number = launched
+    if number is None:
+        number = max(
+            (
+                entry["number"]
+                for state in seen
+                for entry in _generations(state)
+                if entry["number"] == (state or {}).get("current") and entry["plan_hash"] == plan["hash"]
+            ),
+            default=None,
+        )
+    if number is None:
+        return None
+    known, now = good(seen), {"number": number, "plan_hash": plan["hash"]}
+    return None if now in known else [*known, now]
+
+
+def choose(wanted: str, states: Mapping[str, Optional[Mapping[str, Any]]]) -> int:
+    """The number of an earlier generation: ``current``, ``good`` or a number.
+
+    ``good`` is the newest that passed the check stage and is another plan, or has other images, than what is current.
+    Raises AscentError with what there is when there is none such.
+    """
+    kept = {entry["number"]: entry for state in states.values() for entry in _generations(state)}
+    current = max((state["current"] for state in states.values() if state and state["current"]), default=None)
+    proven = [entry["number"] for entry in good(states.values())]
+    said = (
+        f"current: {current or 'none'}; kept: {', '.join(map(str, sorted(kept))) or 'none'};"
+        f" passed the checks: {', '.join(map(str, proven)) or 'none'}"
+    )
+    if wanted == "current":
+        if current is None or current not in kept:
+            raise AscentError(f"this cluster has no current generation ({said}). Launch it first: --tags launch")
+        return int(current)
+    if wanted == "good":
+        now = _content(kept.get(current))
+        numbers = [number for number in proven if _content(kept[number]) != now]
+        if not numbers:
+            raise AscentError(
+                f"no other generation of this cluster has passed its checks ({said})."
+                " Name one with -e rollback_to=NUMBER"
+            )
+        return int(numbers[-1])
+    if not wanted.isdecimal() or int(wanted) not in kept:
+        raise AscentError(f"there is no generation {wanted!r} ({said}); wanted: good, or the number of a kept one")
+    return int(wanted)
+
+
+def _content(entry: Optional[Mapping[str, Any]]) -> Any:
+    """What a generation runs: equal for two that differ in their number only."""
+    return (entry["plan_hash"], entry.get("images")) if entry else None
 
 
 def _locked(plan: Mapping[str, Any], digests: Digests) -> Dict[str, Optional[str]]:

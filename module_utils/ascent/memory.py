@@ -6,7 +6,7 @@ own memory have no public formula and are left out. So "doesn't fit" is certain,
 
 from __future__ import annotations
 
-__all__ = ["estimate"]
+__all__ = ["estimate", "weights_bytes"]
 
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
@@ -89,6 +89,14 @@ def estimate(
     else:
         result["allowed"] = "any length that the engine finds room for"
     return result
+
+
+def weights_bytes(model: Optional[Mapping[str, Any]]) -> Optional[int]:
+    """What all weights of a model (of catalog/models) take on disk; None where the catalogue has no figures of it."""
+    figures: Mapping[str, Any] = (model or {}).get("figures") or {}
+    if not figures.get("parameters"):
+        return None
+    return _weights(figures, str((model or {}).get("kind")), str((model or {}).get("precision")), 1, 1, 1, [])
 
 
 def _weights(

@@ -20,6 +20,7 @@ __all__ = [
     "tool_text",
 ]
 
+import hashlib
 import json
 import os
 import re
@@ -28,16 +29,34 @@ import sys
 import time
 from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from . import command, hccn_conf, hccn_tool, npu_smi, versions, weights
+from . import (
+    cann,
+    command,
+    hccn_conf,
+    hccn_tool,
+    holders,
+    host_facts,
+    npu_smi,
+    nvidia_smi,
+    packages,
+    versions,
+    weights,
+)
+from .engines import image_at
 from .errors import AscentError, ToolError
+from .files import Tree
 
 #: What can be asked for. ``health`` costs a tool call per device and is not read unless asked for.
 SUBSETS = ("system", "network", "disk", "npu", "health", "container_engine", "weights", "state")
 DEFAULT_SUBSETS = ("system", "network", "disk", "npu", "container_engine", "weights", "state")
 SYSCTLS = ("vm.swappiness", "kernel.numa_balancing", "net.ipv4.ip_local_port_range", "net.ipv4.ip_local_reserved_ports")
 DEFAULT_ENGINE = "docker"
-#: What stages leave behind on a node for later runs: the fabric verdict and the last benchmark.
-KEPT = ("fabric", "smoke_bench")
+#: Owns the device files, unless the driver was installed for somebody else.
+SERVICE_USER = "HwHiAiUser"
+#: What stages leave behind on a node for later runs: the fabric verdict, the last benchmark, generations that passed.
+KEPT = ("fabric", "smoke_bench", "good")
+#: Programs whose limits containers inherit, the nearest first.
+_ENGINE_PROGRAMS = ("containerd", "dockerd")
 _PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy")
 _DOCKER_PROXIES = {
     "httpProxy": "http_proxy",
@@ -45,7 +64,9 @@ _DOCKER_PROXIES = {
     "ftpProxy": "ftp_proxy",
     "noProxy": "no_proxy",
 }
-_TCP_LISTEN = "0A"
+_NVIDIA_SMI = ("/usr/bin/nvidia-smi", "/usr/local/bin/nvidia-smi")
+#: PCI device ids of the vendor's accelerators; its network cards have others.
+_CHIPS = ("d500", "d801", "d802", "d803")
 _MANAGEMENT_DEVICES = ("davinci_manager", "devmm_svm", "hisi_hdc")
 _MB = 1024 * 1024
 _BUSY_ATTEMPTS = 3
@@ -78,6 +99,14 @@ class Node:
         try:
             with open(self.path(path), encoding="utf-8", errors="replace") as stream:
                 return stream.read()
+        except OSError:
+            return None
+
+    def sha256(self, path: str) -> Optional[str]:
+        """A file's checksum, None when it can't be read."""
+        try:
+            with open(self.path(path), "rb") as stream:
+                return hashlib.sha256(stream.read()).hexdigest()
         except OSError:
             return None
 
@@ -140,15 +169,20 @@ def _meminfo(node: Node) -> Dict[str, int]:
 
 
 def _space(node: Node, path: str) -> Optional[Dict[str, int]]:
-    """Free and total MB of the file system that holds, or would hold, a path."""
+    """Free and total MB of the file system that holds, or would hold, a path; ``device`` is equal on the same one."""
     place = node.path(path)
     while not os.path.exists(place) and place not in ("/", ""):
         place = os.path.dirname(place)
     try:
         stat = os.statvfs(place)
+        device = os.stat(place).st_dev
     except OSError:
         return None
-    return {"free_mb": stat.f_bavail * stat.f_frsize // _MB, "total_mb": stat.f_blocks * stat.f_frsize // _MB}
+    return {
+        "free_mb": stat.f_bavail * stat.f_frsize // _MB,
+        "total_mb": stat.f_blocks * stat.f_frsize // _MB,
+        "device": device,
+    }
 
 
 def _sysctls(node: Node, names: Iterable[str]) -> Dict[str, Optional[str]]:
@@ -159,13 +193,23 @@ def _sysctls(node: Node, names: Iterable[str]) -> Dict[str, Optional[str]]:
     return values
 
 
-def _system(node: Node, sysctls: Iterable[str]) -> Dict[str, Any]:
+def _limits(node: Node, scan: holders.Scan) -> Dict[str, Any]:
+    """Limits of a login, and those that containers take over from the container engine."""
+    engine = next((scan.programs[name] for name in _ENGINE_PROGRAMS if name in scan.programs), None)
+    return {
+        "login": host_facts.limits(node.text("/proc/self/limits")),
+        "container_engine": host_facts.limits(node.text(f"/proc/{engine}/limits")) if engine else None,
+    }
+
+
+def _system(node: Node, sysctls: Iterable[str], peers: Sequence[str], scan: holders.Scan) -> Dict[str, Any]:
     memory = _meminfo(node)
+    own = socket.gethostname()
     shm = _space(node, "/dev/shm")  # noqa: S108 - measured, not written to
     boot_id = node.text("/proc/sys/kernel/random/boot_id")
     name = os.uname()
     return {
-        "hostname": socket.gethostname(),
+        "hostname": own,
         "os": _os(node),
         "kernel": name.release,
         "machine": name.machine,
@@ -173,10 +217,16 @@ def _system(node: Node, sysctls: Iterable[str]) -> Dict[str, Any]:
         "time": time.time(),
         "memory_mb": memory["MemTotal"] // 1024 if "MemTotal" in memory else None,
         "memory_available_mb": memory["MemAvailable"] // 1024 if "MemAvailable" in memory else None,
+        "hugepages_mb": host_facts.hugepages_mb(memory, node.text("/proc/meminfo")),
+        "cgroup": host_facts.cgroup(node),
         "shm_mb": shm["total_mb"] if shm else None,
         "python": ".".join(str(part) for part in sys.version_info[:3]),
         "proxies": _proxies(node),
         "sysctls": _sysctls(node, sysctls),
+        "names": host_facts.names(node, (own, *peers)) if peers else None,
+        "limits": _limits(node, scan),
+        "selinux": host_facts.selinux(node),
+        "filters": host_facts.filters(node),
     }
 
 
@@ -187,17 +237,6 @@ def _addresses(text: str) -> List[Dict[str, Any]]:
     """Addresses in the output of ``ip -o addr show``."""
     found = re.findall(r"^\d+:\s+(\S+)\s+inet6?\s+([0-9A-Fa-f:.]+)/([0-9]{1,3})\b", text, re.M)
     return [{"nic": nic, "address": address, "prefix": int(prefix)} for nic, address, prefix in found]
-
-
-def _listening(*tables: Optional[str]) -> List[int]:
-    """Ports in state LISTEN in the texts of /proc/net/tcp and tcp6."""
-    ports = set()
-    for table in tables:
-        for line in (table or "").splitlines()[1:]:
-            words = line.split()
-            if len(words) > 3 and words[3] == _TCP_LISTEN:
-                ports.add(int(words[1].rsplit(":", 1)[1], 16))
-    return sorted(ports)
 
 
 def _adapters(node: Node) -> List[Dict[str, Any]]:
@@ -215,14 +254,21 @@ def _adapters(node: Node) -> List[Dict[str, Any]]:
     return found
 
 
-def _network(node: Node) -> Dict[str, Any]:
+def _network(node: Node, sockets: Mapping[int, Iterable[int]], scan: holders.Scan) -> Dict[str, Any]:
     code, out, err = node.run("ip", "-o", "addr", "show")
     ephemeral = (node.text("/proc/sys/net/ipv4/ip_local_port_range") or "").split()
     return {
         "addresses": _addresses(out) if code == 0 else [],
+        "nics": host_facts.nics(node),
         "error": None if code == 0 else err.strip() or f"ip ended with {code}",
         "hcas": _adapters(node),
-        "listening": _listening(node.text("/proc/net/tcp"), node.text("/proc/net/tcp6")),
+        "listening": sorted(sockets),
+        "owners": {
+            str(port): scan.sockets[inode]
+            for port, inodes in sorted(sockets.items())
+            for inode in inodes
+            if inode in scan.sockets
+        },
         "ephemeral": [int(port) for port in ephemeral] if len(ephemeral) == 2 else None,
         "reserved": (node.text("/proc/sys/net/ipv4/ip_local_reserved_ports") or "").strip(),
     }
@@ -254,6 +300,20 @@ def _info(node: Node, tool: str) -> Tuple[Optional[Dict[str, Any]], Optional[str
     if text is None:
         return None, error
     return parsed(npu_smi.parse_info, text)
+
+
+def _live(node: Node, tool: str, info: Mapping[str, Any]) -> Optional[Dict[str, Any]]:
+    """What runs now, and need not be what lies on the disk: ``{driver, firmware, compatibility}`` of the first NPU."""
+    if not info["devices"]:
+        return None
+    text, _ = tool_text(node, tool, "info", "-t", "board", "-i", str(info["devices"][0]["npu_id"]))
+    board, _ = parsed(npu_smi.parse_board, text)
+    board = board or {}
+    return {
+        "driver": info["driver_version"] or board.get("software_version"),
+        "firmware": board.get("firmware_version"),
+        "compatibility": board.get("compatibility"),
+    }
 
 
 def _health(node: Node, tool: str, devices: Iterable[Mapping[str, Any]]) -> List[Dict[str, Any]]:
@@ -318,6 +378,15 @@ def find_tool(node: Node, candidates: Iterable[str]) -> Optional[str]:
     return next((path for path in candidates if path and os.path.exists(node.path(path))), None)
 
 
+def _pci(node: Node) -> Optional[Dict[str, int]]:
+    """Chips that the kernel sees on the bus, by PCI device id; None where ``lspci`` does not tell."""
+    code, out, _ = node.run("lspci", "-n", "-d", "19e5:")
+    if code:
+        return None
+    ids = [name for name in re.findall(r"\b19e5:([0-9a-f]{4})\b", out.lower()) if name in _CHIPS]
+    return {name: ids.count(name) for name in sorted(set(ids))}
+
+
 def _npu(node: Node, subsets: Iterable[str], smi_paths: Sequence[str], hccn_paths: Sequence[str]) -> Dict[str, Any]:
     tool = find_tool(node, smi_paths)
     info, error = _info(node, tool) if tool else (None, f"npu-smi is at none of {', '.join(smi_paths)}")
@@ -331,6 +400,7 @@ def _npu(node: Node, subsets: Iterable[str], smi_paths: Sequence[str], hccn_path
     firmware, firmware_error = parsed(versions.parse_firmware, node.text(f"{firmware_base}/firmware/version.info"))
     conf, conf_error = parsed(hccn_conf.parse, node.text("/etc/hccn.conf"))
     errors = [text for text in (error, install_error, driver_error, firmware_error, conf_error) if text]
+    user = (install or {}).get("user") or SERVICE_USER
     result: Dict[str, Any] = {
         "tool": tool,
         "info": info,
@@ -339,14 +409,39 @@ def _npu(node: Node, subsets: Iterable[str], smi_paths: Sequence[str], hccn_path
         "driver": driver,
         "firmware": firmware,
         "install": install,
+        "user": host_facts.service_user(node, user),
         "hccn": conf,
+        "hccn_error": conf_error,
+        "pci": _pci(node),
         "hccn_tool": find_tool(node, hccn_paths),
         "health": [],
+        "live": None,
+        "packages": packages.read_record(Tree(node.root)),
+        "cann": cann.find(Tree(node.root), os.uname().machine),
     }
     if tool and info:
+        result["live"] = _live(node, tool, info)
         suspects = info["devices"] if "health" in subsets else [one for one in info["devices"] if one["health"] != "OK"]
         result["health"] = _health(node, tool, suspects)
     return result
+
+
+def _gpu(node: Node) -> Optional[Dict[str, Any]]:
+    """NVIDIA's devices; None on a host without their tool and without a loaded driver."""
+    tool = find_tool(node, _NVIDIA_SMI)
+    if tool is None:
+        loaded = node.text("/proc/driver/nvidia/version") is not None
+        return {"tool": None, "driver": None, "devices": [], "error": "nvidia-smi is not there"} if loaded else None
+    code, out, err = node.run(tool, f"--query-gpu={','.join(nvidia_smi.FIELDS)}", "--format=csv,noheader,nounits")
+    if code:
+        return {
+            "tool": tool,
+            "driver": None,
+            "devices": [],
+            "error": (out.strip() or err.strip() or f"ended with {code}"),
+        }
+    query, error = parsed(nvidia_smi.parse_query, out)
+    return {"tool": tool, "driver": None, "devices": [], **(query or {}), "error": error}
 
 
 # -- container engine --------------------------------------------------------------------------------------------------
@@ -371,7 +466,14 @@ def _container(data: Mapping[str, Any]) -> Dict[str, Any]:
 
 
 def _container_engine(node: Node, program: str, cluster: str) -> Dict[str, Any]:
-    result: Dict[str, Any] = {"installed": False, "running": False, "version": None, "containers": [], "error": None}
+    result: Dict[str, Any] = {
+        "installed": False,
+        "running": False,
+        "version": None,
+        "images": [],
+        "containers": [],
+        "error": None,
+    }
     code, out, err = node.run(program, "version", "--format", "{{.Server.Version}}")
     if code == command.MISSING:
         return {**result, "error": err.strip()}
@@ -379,6 +481,13 @@ def _container_engine(node: Node, program: str, cluster: str) -> Dict[str, Any]:
     if code:
         return {**result, "error": err.strip() or f"{program} version ended with {code}"}
     result.update(running=True, version=out.strip() or None)
+    code, out, err = node.run(program, "images", "--digests", "--no-trunc", "--format", "{{.Repository}}@{{.Digest}}")
+    if code:
+        return {**result, "error": err.strip() or f"{program} images ended with {code}"}
+    # An image without a name, or of which no registry told a digest, has <none> in its place.
+    result["images"] = sorted(
+        {line.strip() for line in out.splitlines() if "@sha256:" in line and "<none>" not in line}
+    )
     code, out, err = node.run(
         program, "ps", "-a", "--no-trunc", "--filter", f"label=ascent.cluster={cluster}", "--format", "{{json .}}"
     )
@@ -393,6 +502,67 @@ def _container_engine(node: Node, program: str, cluster: str) -> Dict[str, Any]:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         result["error"] = f"{program} printed what could not be read: {error}"
     return result
+
+
+def data_root(node: Node) -> str:
+    """Where the container engine keeps images: its own setting, else Docker's default."""
+    try:
+        configured = json.loads(node.text("/etc/docker/daemon.json") or "{}").get("data-root")
+    except (AttributeError, ValueError):
+        configured = None  # a file that the engine would not take either; the role container_engine says so
+    return str(configured or "/var/lib/docker")
+
+
+def _short(name: str) -> str:
+    """An image's name as the engine prints it: Docker Hub's goes without its registry."""
+    for prefix in ("docker.io/library/", "docker.io/"):
+        if name.startswith(prefix):
+            return name[len(prefix) :]
+    return name
+
+
+def _image(data: Mapping[str, Any]) -> Dict[str, Any]:
+    """One entry of ``docker image inspect``; what the image says of its content is taken from variables and labels.
+
+    Many images say nothing. ``org.opencontainers.image.version`` may be the distribution's, which has no ``v``.
+    """
+    config = data.get("Config") or {}
+    env = dict(line.partition("=")[::2] for line in config.get("Env") or ())
+    labels = config.get("Labels") or {}
+    path = re.search(r"/Ascend/(?:ascend-toolkit/|cann-)([0-9]+\.[0-9][0-9A-Za-z.-]*)", " ".join(env.values()))
+    label = re.match(r"v[0-9][0-9a-z.]*", str(labels.get("org.opencontainers.image.version") or ""))
+    return {
+        "id": data.get("Id"),
+        "architecture": data.get("Architecture"),
+        "bytes": data.get("Size"),
+        "cann": env.get("CANN_VERSION") or (path.group(1) if path else None),
+        "engine": env.get("VLLM_ASCEND_VERSION") or (label.group(0) if label else None),
+        "soc": env.get("SOC_VERSION"),
+    }
+
+
+def _images(
+    node: Node, program: str, references: Iterable[str], generations: Iterable[Mapping[str, Any]]
+) -> Dict[str, Optional[Dict[str, Any]]]:
+    """What is there of these images, by tag or by the digest that a generation locked; None for one that is not."""
+    names = {reference: {_short(reference)} for reference in references}
+    for entry in generations:
+        for reference, digest in (entry.get("images") or {}).items():
+            if reference in names and digest:
+                names[reference].add(_short(image_at(reference, digest)))
+    if not names:
+        return {}
+    _, out, _ = node.run(program, "image", "inspect", *sorted({one for some in names.values() for one in some}))
+    try:
+        present = json.loads(out or "[]")
+        by_name = {name: one for one in present for name in [*(one["RepoTags"] or ()), *(one["RepoDigests"] or ())]}
+    except (KeyError, TypeError, ValueError):
+        by_name = {}
+    found: Dict[str, Optional[Dict[str, Any]]] = {}
+    for reference, some in names.items():
+        data = next((by_name[name] for name in sorted(some) if name in by_name), None)
+        found[reference] = _image(data) if data else None
+    return found
 
 
 # -- state of earlier runs ---------------------------------------------------------------------------------------------
@@ -429,10 +599,33 @@ def _state(node: Node, cluster: str) -> Dict[str, Any]:
             errors.append(error)
     return {
         "current": int(target) if re.match(r"[0-9]{1,9}\Z", target) else None,
+        "files": _files(node, base, target, generations),
         "generations": generations,
         **kept,
         "error": "; ".join(errors) or None,
     }
+
+
+def _files(node: Node, base: str, current: str, generations: Sequence[Mapping[str, Any]]) -> Dict[str, Optional[str]]:
+    """Checksums of the current generation's files, and of the scripts that its containers mount from earlier ones."""
+    manifest = next((entry for entry in generations if str(entry.get("number")) == current), {})
+    mounted = [f"{entry['since']}/{name}.sh" for name, entry in (manifest.get("processes") or {}).items()]
+    places = [f"{current}/{name}" for name in node.names(f"{base}/generations/{current}")] if current else []
+    return {place: node.sha256(f"{base}/generations/{place}") for place in sorted({*places, *mounted})}
+
+
+def _processes(
+    node: Node, program: str, facts: Mapping[str, Any], scan: holders.Scan
+) -> Dict[str, Dict[str, Optional[str]]]:
+    """Who holds ports and devices, by pid: command, and the name of its container."""
+    pids = [*scan.sockets.values(), *(pid for some in scan.devices.values() for pid in some)]
+    pids += [one["pid"] for one in ((facts["npu"] or {}).get("info") or {}).get("processes", ())]
+    found = holders.describe(node, pids)
+    ours = {one["id"]: one["name"] for one in (facts["container_engine"] or {}).get("containers", ())}
+    for one in found.values():
+        one["container"] = ours.get(one["container"], one["container"])
+    holders.container_names(node, program, found)
+    return found
 
 
 def gather(
@@ -441,7 +634,9 @@ def gather(
     subsets: Iterable[str] = DEFAULT_SUBSETS,
     *,
     weights_directory: Optional[str] = None,
-    disk_paths: Sequence[str] = ("/", "/var/lib/docker"),
+    images: Sequence[str] = (),
+    peers: Sequence[str] = (),
+    disk_paths: Sequence[str] = ("/",),
     sysctls: Sequence[str] = SYSCTLS,
     npu_smi_paths: Sequence[str] = ("/usr/local/bin/npu-smi", "/usr/local/sbin/npu-smi"),
     hccn_tool_paths: Sequence[str] = ("/usr/local/Ascend/driver/tools/hccn_tool", "/usr/bin/hccn_tool"),
@@ -449,22 +644,43 @@ def gather(
 ) -> Dict[str, Any]:
     """The ``ascent_node`` fact; a part that was not asked for is None. ``weights`` needs its directory as well.
 
-    ``health`` adds to ``npu`` and brings it along.
+    ``health`` adds to ``npu`` and brings it along. ``images`` are looked up in the container engine's store,
+    ``peers`` by name. Beside ``disk_paths``, the file systems of images and weights are measured. ``clock`` is this
+    host's time at the beginning and the end of the reading.
     """
+    first = time.time()
     wanted = set(subsets)
-    facts: Dict[str, Any] = dict.fromkeys(("system", "network", "disk", "npu", "container_engine", "weights", "state"))
+    parts = ("system", "network", "disk", "npu", "gpu", "container_engine", "weights", "state", "processes")
+    facts: Dict[str, Any] = dict.fromkeys(parts)
+    sockets: Dict[int, List[int]] = {}
+    scan = holders.Scan({}, {}, {})
+    if wanted & {"system", "network", "npu"}:
+        sockets = holders.listening(node.text("/proc/net/tcp"), node.text("/proc/net/tcp6"))
+        scan = holders.scan(node, (inode for some in sockets.values() for inode in some), _ENGINE_PROGRAMS)
     if "system" in wanted:
-        facts["system"] = _system(node, sysctls)
+        facts["system"] = _system(node, sysctls, peers, scan)
     if "network" in wanted:
-        facts["network"] = _network(node)
+        facts["network"] = _network(node, sockets, scan)
     if "disk" in wanted:
-        facts["disk"] = {path: _space(node, path) for path in disk_paths}
+        store, models = data_root(node), [weights_directory] if weights_directory else []
+        facts["disk"] = {path: _space(node, path) for path in (*disk_paths, store, *models)}
     if wanted & {"npu", "health"}:
         facts["npu"] = _npu(node, wanted, npu_smi_paths, hccn_tool_paths)
-    if "container_engine" in wanted:
-        facts["container_engine"] = _container_engine(node, container_program, cluster)
-    if "weights" in wanted and weights_directory:
-        facts["weights"] = {**weights.inspect(node.path(weights_directory)), "directory": weights_directory}
+        facts["npu"]["holders"] = {str(number): pids for number, pids in sorted(scan.devices.items())}
+        facts["gpu"] = _gpu(node)
     if "state" in wanted:
         facts["state"] = _state(node, cluster)
+    if "container_engine" in wanted:
+        facts["container_engine"] = _container_engine(node, container_program, cluster)
+        facts["container_engine"]["data_root"] = data_root(node)
+        generations = (facts["state"] or {}).get("generations", ())
+        running = facts["container_engine"]["running"]
+        facts["container_engine"]["inspected"] = (
+            _images(node, container_program, images, generations) if running else dict.fromkeys(images)
+        )
+    if "weights" in wanted and weights_directory:
+        facts["weights"] = {**weights.inspect(node.path(weights_directory)), "directory": weights_directory}
+    if scan.sockets or scan.devices or facts["npu"]:
+        facts["processes"] = _processes(node, container_program, facts, scan)
+    facts["clock"] = {"first": first, "last": time.time()}
     return facts

@@ -341,7 +341,7 @@ def _option(hccn: _Hccn, device: int, option: str, entry: Mapping[str, Any]) -> 
     own = (entry.get("ip") or {}).get("address")
     if not gateway or not own or (entry.get("link") or {}).get("link") != "UP":
         return None
-    return hccn.ask(device, "ping", "address", str(gateway), "pkt", "1", name=option)
+    return hccn.ask(device, "ping", "address", str(gateway), "pkt", "2", name=option)
 
 
 def read_counters(node: Node, devices: Sequence[int], *, hccn_tool_paths: Sequence[str] = HCCN_PATHS) -> Dict[str, Any]:

@@ -1,8 +1,10 @@
-"""Host tuning: what a host's knobs are, what has to change, and how to change it back.
+"""Host tuning: what has to change on a host, and how to change it back.
 
 The flow is `wanted` (validate) -> `observe` (read) -> `plan` (decide) -> `apply` (write); the first three change
-nothing. Knobs are the kernel's own files: sysctls in ``/proc/sys``, cpufreq governors in ``/sys``, and the debugfs
-files that newer kernels have instead of a sysctl (``kernel.sched_migration_cost_ns`` moved there in Linux 5.13).
+nothing. Knobs are the kernel's own files: sysctls in ``/proc/sys``, cpufreq governors and transparent hugepages in
+``/sys``, interrupts in ``/proc/irq``, and the debugfs files that newer kernels have instead of a sysctl
+(``kernel.sched_migration_cost_ns`` moved there in Linux 5.13). Beside knobs there are files of services (limits, hosts
+file, time service, boot loader) and rules of the firewall.
 
 What was there before the first change is kept in `STATE_FILE`, so a knob that is no longer wanted goes back to its old
 value, and an empty wish undoes everything. Ports reserved by others stay so: only our own are added and taken back.
@@ -11,7 +13,8 @@ value, and an empty wish undoes everything. Ports reserved by others stay so: on
 from __future__ import annotations
 
 __all__ = [
-    "LIMITS_FILE",
+    "IRQBALANCE_FILE",
+    "LIMITS_UNITS",
     "NOTHING",
     "RESERVED_PORTS",
     "STATE_FILE",
@@ -21,8 +24,10 @@ __all__ = [
     "UNIT_LINK",
     "apply",
     "changes",
+    "clock_findings",
     "diff",
     "format_ports",
+    "interrupts_refused",
     "observe",
     "parse_ports",
     "plan",
@@ -31,313 +36,149 @@ __all__ = [
 ]
 
 import json
-import os
-import re
-from typing import Any, Dict, Iterable, List, Optional, Set
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
-from .errors import AscentError, InputError
+from . import cpus, firewall
+from .errors import AscentError
 from .files import Tree
 from .findings import finding
+from .tuning_host import (
+    GOVERNOR_GLOB,
+    IRQBALANCE_FILE,
+    LIMITS_UNITS,
+    SHM,
+    STATE_FILE,
+    SYSCTL_FILE,
+    UNIT,
+    UNIT_FILE,
+    UNIT_LINK,
+    limits_unit,
+    observe,
+    observe_time,
+)
+from .tuning_parts import HEADER, Draft, interrupts_refused, plan_parts, value_of
+from .tuning_wish import NOTHING, RESERVED_PORTS, format_ports, one_line, parse_ports, sysctl_path, wanted
 
-SYSCTL_FILE = "/etc/sysctl.d/90-ascent.conf"
-LIMITS_FILE = "/etc/security/limits.d/90-ascent.conf"
-UNIT = "ascent-host-tuning.service"
-UNIT_FILE = "/etc/systemd/system/" + UNIT
-UNIT_LINK = "/etc/systemd/system/multi-user.target.wants/" + UNIT
-STATE_FILE = "/var/lib/ascent/host_tuning.json"
-RESERVED_PORTS = "net.ipv4.ip_local_reserved_ports"
-GOVERNOR_GLOB = "/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor"
-HEADER = "# Ansible managed\n# ascent:host_tuning\n"
-
-# What may stand in a knob: it ends up in sysctl.d and in a shell line of the unit, so no quotes, dollars or newlines.
-_VALUE = re.compile(r"[\w.,:+\- ]*\Z", re.ASCII)
-_NAME = re.compile(r"[\w.\-/]+\Z", re.ASCII)
-_LIMIT = re.compile(r"(\d+|unlimited)\Z", re.ASCII)
-
-
-def parse_ports(text: str) -> Set[int]:
-    """The ports of the kernel's list form, such as ``6884,23010-23025``.
-
-    Raises InputError for anything but ports 1 to 65535 and rising ranges.
-
-    >>> sorted(parse_ports("6884,23010-23012"))
-    [6884, 23010, 23011, 23012]
-    """
-    ports: Set[int] = set()
-    for part in text.replace("\n", ",").split(","):
-        parsed = _ports(part.strip()) if part.strip() else set()
-        if parsed is None:
-            raise InputError([_bad_port(part.strip())])
-        ports |= parsed
-    return ports
+Runner = firewall.Runner
 
 
-def format_ports(ports: Iterable[int]) -> str:
-    """The kernel's list form, sorted, with neighbours joined.
-
-    >>> format_ports({6884, 23012, 23010, 23011})
-    '6884,23010-23012'
-    """
-    ranges: List[List[int]] = []
-    for port in sorted(set(ports)):
-        if ranges and port == ranges[-1][1] + 1:
-            ranges[-1][1] = port
-        else:
-            ranges.append([port, port])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
-
-
-def sysctl_path(name: str) -> str:
-    """The file of a sysctl. As in sysctl(8), the first separator tells which of ``.`` and ``/`` separates.
-
-    >>> sysctl_path("vm.swappiness"), sysctl_path("net/ipv4/conf/eth0.100/rp_filter")
-    ('/proc/sys/vm/swappiness', '/proc/sys/net/ipv4/conf/eth0.100/rp_filter')
-    """
-    separators = [character for character in name if character in "./"]
-    if separators[:1] == ["."]:
-        name = name.translate(str.maketrans("./", "/."))
-    return "/proc/sys/" + name
-
-
-def wanted(
-    governor: str = "",
-    sysctl: Optional[Dict[str, Any]] = None,
-    debugfs: Optional[Dict[str, str]] = None,
-    reserved_ports: Iterable[Any] = (),
-    limits: Optional[Dict[str, Any]] = None,
+def plan(
+    wish: Mapping[str, Any], observed: Mapping[str, Any], *, installed: Sequence[str] = (), undo: bool = False
 ) -> Dict[str, Any]:
-    """The checked wish.
-
-    ``{"governor", "sysctl": {name: text}, "debugfs": {sysctl: path}, "ports": [port], "limits": {item: text}}``.
-    ``sysctl`` values are numbers or text; ``debugfs`` names the file to use when the kernel lacks that sysctl; an item
-    of ``reserved_ports`` is a port or a range. Raises InputError with every mistake at once.
-    """
-    mistakes: List[Dict[str, Any]] = []
-    settings: Dict[str, str] = {}
-    for name, value in (sysctl or {}).items():
-        if not _NAME.match(str(name)) or ".." in str(name):
-            mistakes.append(_mistake(f"sysctl name {name!r} is not a path below /proc/sys, such as vm.swappiness"))
-        elif isinstance(value, bool) or not isinstance(value, (int, str)) or not _VALUE.match(_text(value)):
-            mistakes.append(
-                _mistake(f"sysctl {name}: {value!r} is no number or plain text; write 0 or 1, not no or yes")
-            )
-        elif name == RESERVED_PORTS:
-            mistakes.append(
-                _mistake(f"sysctl {name} is merged with what is reserved already; give reserved_ports instead")
-            )
-        else:
-            settings[str(name)] = _text(value)
-    if not re.match(r"\w*\Z", governor, re.ASCII):
-        mistakes.append(_mistake(f"governor {governor!r} is not a word such as performance"))
-    for name, path in (debugfs or {}).items():
-        if not str(path).startswith("/sys/kernel/debug/") or not _NAME.match(str(path)) or ".." in str(path):
-            mistakes.append(_mistake(f"debugfs file of {name}: {path!r} does not lie below /sys/kernel/debug/"))
-    for item, value in (limits or {}).items():
-        if not re.match(r"[a-z]+\Z", str(item), re.ASCII) or isinstance(value, bool) or not _LIMIT.match(str(value)):
-            mistakes.append(_mistake(f"limit {item}: {value!r} is not a number or unlimited, as in nofile: 1048576"))
-    ports: Set[int] = set()
-    for part in reserved_ports:
-        parsed = _ports(str(part))
-        if parsed is None:
-            mistakes.append(_bad_port(str(part)))
-        else:
-            ports |= parsed
-    if mistakes:
-        raise InputError(mistakes)
-    return {
-        "governor": governor,
-        "sysctl": settings,
-        "debugfs": {str(name): str(path) for name, path in (debugfs or {}).items()},
-        "ports": sorted(ports),
-        "limits": {str(item): str(value) for item, value in (limits or {}).items()},
-    }
-
-
-#: The wish that undoes everything.
-NOTHING: Dict[str, Any] = wanted()
-
-
-def observe(wish: Dict[str, Any], tree: Tree) -> Dict[str, Any]:
-    """What the host has of the knobs that are wanted, or were changed earlier.
-
-    ``{"knobs": {path: text or None}, "governors": {path: [available]}, "files": {path: text or None}, "enabled": bool,
-    "saved": what STATE_FILE holds, "may_raise_limits": bool}``. Raises AscentError when STATE_FILE is damaged: going
-    on would lose the old values.
-    """
-    saved: Dict[str, Any] = {"schema": 1, "knobs": {}, "ports": ""}
-    text = tree.read(STATE_FILE)
-    if text is not None:
-        try:
-            saved = json.loads(text)
-            parse_ports(saved["ports"])
-            saved["knobs"].items()
-        except (ValueError, KeyError, TypeError, AttributeError, AscentError) as error:
-            raise AscentError(
-                f"{STATE_FILE} holds the values from before the tuning but does not parse ({error});"
-                " repair it, or remove it if the old values no longer matter"
-            ) from None
-    governors = {}
-    for path in tree.glob(GOVERNOR_GLOB):
-        available = tree.read(os.path.join(os.path.dirname(path), "scaling_available_governors"))
-        governors[path] = (available or "").split()
-    paths = {sysctl_path(name) for name in [*wish["sysctl"], RESERVED_PORTS]}
-    paths.update(wish["debugfs"].values(), governors, saved["knobs"])
-    return {
-        "knobs": {path: tree.read(path) for path in sorted(paths)},
-        "governors": governors,
-        "files": {path: tree.read(path) for path in (SYSCTL_FILE, LIMITS_FILE, UNIT_FILE)},
-        "enabled": tree.exists(UNIT_LINK),
-        "saved": saved,
-        "may_raise_limits": _has_sys_resource(tree.read("/proc/self/status")),
-    }
-
-
-def plan(wish: Dict[str, Any], observed: Dict[str, Any]) -> Dict[str, Any]:
     """What has to change for ``wish`` to hold, now and after a reboot.
 
-    ``{"writes": [{"knob", "path", "from", "to"}], "files": {path: text, or None to remove}, "unit": "enable", "disable"
-    or None, "saved": new content of STATE_FILE, None to remove it, "findings", "reserved": the merged port list}``.
-    ``writes`` and ``files`` hold differences only, so both are empty on a host that is right. A knob that is absent is
-    an ``info`` finding.
+    ``{"writes": [{"knob", "path", "from", "to", "optional"}], "files": {path: text, or None to remove}, "first":
+    [argv], "steps": [{"argv", "before", "after"}], "saved": new content of STATE_FILE, None to remove it, "findings",
+    "reserved": the merged port list, "packages": those to be installed, or to be removed in an undo, "reboot": whether
+    a boot is needed, "shm_mb": size to be reached, else 0}``. ``writes``, ``files``, ``first`` and ``steps`` hold
+    differences only, so they are empty on a host that is right. A knob that is absent is an ``info`` finding.
+    ``installed`` names packages that the caller has brought for us since the last call.
     """
-    findings: List[Dict[str, Any]] = []
-    targets: Dict[str, str] = {}
-    names: Dict[str, str] = {}
-    persistent: Dict[str, str] = {}
-    boot: Dict[str, str] = {}
+    draft = Draft(observed["saved"])
+    made = plan_parts(draft, wish, observed)
+    writes, previous = _plan_writes(draft, observed)
+    draft.texts[SYSCTL_FILE] = _sysctl_file(draft.sysctl)
+    draft.texts[UNIT_FILE] = _unit_file(made["governor"], draft.boot)
+    files = {path: text for path, text in draft.texts.items() if observed["files"].get(path) != text}
+    first, unit_steps = _plan_units(files, draft.texts[UNIT_FILE], observed)
+    if draft.texts[UNIT_FILE] is None and observed["enabled"]:
+        files[UNIT_LINK] = None
+    brought = sorted({*observed["saved"]["packages"], *installed})
+    keep: Dict[str, Any] = {
+        "knobs": previous,
+        "ports": format_ports(made["ours"]),
+        "packages": [] if undo else brought,
+        **draft.keep,
+    }
+    return {
+        "writes": writes,
+        "files": files,
+        "first": first,
+        "steps": unit_steps + draft.steps,
+        "saved": {"schema": 1, **{key: value for key, value in keep.items() if value or key in ("knobs", "ports")}}
+        if any(keep.values())
+        else None,
+        "findings": draft.findings,
+        "reserved": made["reserved"],
+        "packages": brought if undo else draft.packages,
+        "reboot": made["reboot"],
+        "shm_mb": made["shm_mb"],
+    }
 
-    for name, value in sorted(wish["sysctl"].items()):
-        path = sysctl_path(name)
-        fallback = wish["debugfs"].get(name)
-        if observed["knobs"].get(path) is not None:
-            persistent[name] = value
-        elif fallback is not None and observed["knobs"].get(fallback) is not None:
-            path = fallback
-            boot[path] = value
-        else:
-            findings.append(_absent(name, value, path, fallback))
-            continue
-        targets[path] = value
-        names[path] = name if path != fallback else f"{name} ({fallback})"
 
-    governor = wish["governor"]
-    refused = [path for path, available in observed["governors"].items() if available and governor not in available]
-    if governor and not observed["governors"]:
-        findings.append(
-            finding(
-                "tuning-governor-absent",
-                "info",
-                f"no CPU frequency control, so governor {governor} was not set",
-                evidence=f"no file matches {GOVERNOR_GLOB}",
-                cause="a virtual machine, or frequency scaling is left to the firmware",
-                fix="set the power policy of the firmware to performance; nothing to do on a virtual machine",
-            )
-        )
-    elif governor and refused:
-        findings.append(
-            finding(
-                "tuning-governor-refused",
-                "warning",
-                f"governor {governor} is not offered for {len(refused)} of {len(observed['governors'])} CPUs",
-                evidence=f"{refused[0]}: available are {' '.join(observed['governors'][refused[0]])}",
-                cause="the cpufreq driver or the kernel configuration lacks it",
-                fix="load the governor's module, or name one of those offered in host_tuning_governor",
-            )
-        )
-    if governor:
-        for path in observed["governors"]:
-            if path not in refused:
-                targets[path] = governor
-                names[path] = f"governor of {path.split('/')[5]}"
-
-    saved = observed["saved"]
-    ports_path = sysctl_path(RESERVED_PORTS)
-    reserved_text = observed["knobs"].get(ports_path)
-    ours: Set[int] = set()
-    reserved = ""
-    if reserved_text is not None:
-        others = parse_ports(reserved_text) - parse_ports(saved["ports"])
-        ours = set(wish["ports"]) - others
-        reserved = format_ports(others | ours)
-        if wish["ports"]:
-            persistent[RESERVED_PORTS] = reserved
-        if parse_ports(reserved_text) != others | ours:
-            targets[ports_path] = reserved
-            names[ports_path] = RESERVED_PORTS
-    elif wish["ports"]:
-        findings.append(_absent(RESERVED_PORTS, format_ports(wish["ports"]), ports_path, None))
-
-    # Values from before the first change; what is no longer wanted goes back to them.
-    previous = dict(saved["knobs"])
-    unwanted = [path for path in previous if path not in targets]
+def _plan_writes(draft: Draft, observed: Mapping[str, Any]) -> Tuple[List[Dict[str, Any]], Dict[str, str]]:
+    """The knobs that differ, and the values from before the first change, to which the unwanted go back."""
+    previous = dict(observed["saved"]["knobs"])
+    unwanted = [path for path in previous if path not in draft.targets]
     for path in unwanted:
         old = previous.pop(path)
         if observed["knobs"].get(path) is not None:
-            targets[path] = old
-            names[path] = f"{path} (restored)"
+            draft.set(path, old, f"{path} (restored)")
     writes = []
-    for path, value in sorted(targets.items()):
-        current = observed["knobs"][path]
-        if _same(current, value):
+    for path, value in sorted(draft.targets.items()):
+        current = observed["knobs"].get(path)
+        if path.endswith("_list"):
+            number = int(path.split("/")[3])
+            current = next(one["interrupts"][number] for one in observed["devices"] if number in one["interrupts"])
+        if _same(path, current, value):
             continue
-        writes.append({"knob": names[path], "path": path, "from": _text(current), "to": value})
-        if path != ports_path and path not in unwanted:
-            previous.setdefault(path, _text(current))
-
-    limits = wish["limits"]
-    if limits and not observed["may_raise_limits"]:
-        findings.append(
-            finding(
-                "tuning-limits-refused",
-                "warning",
-                "limits were not written: this system's root may not raise them, and logins would fail",
-                evidence="CAP_SYS_RESOURCE is missing in CapEff of /proc/self/status",
-                cause="the host is itself a container",
-                fix="leave host_tuning_limits empty here, or give the container that capability",
-            )
-        )
-        limits = {}
-    texts = {
-        SYSCTL_FILE: _sysctl_file(persistent),
-        LIMITS_FILE: _limits_file(limits),
-        UNIT_FILE: _unit_file(governor if governor and len(refused) < len(observed["governors"]) else "", boot),
-    }
-    files = {path: text for path, text in texts.items() if observed["files"][path] != text}
-    unit = None
-    if texts[UNIT_FILE] is None:
-        unit = "disable" if observed["enabled"] or observed["files"][UNIT_FILE] is not None else None
-    elif UNIT_FILE in files or not observed["enabled"]:
-        unit = "enable"
-    keep: Optional[Dict[str, Any]] = {"schema": 1, "knobs": previous, "ports": format_ports(ours)}
-    if not previous and not ours:
-        keep = None
-    return {"writes": writes, "files": files, "unit": unit, "saved": keep, "findings": findings, "reserved": reserved}
+        write = {"knob": draft.names[path], "path": path, "from": value_of(path, current), "to": value}
+        writes.append({**write, "optional": path in draft.optional})
+        if path not in draft.fleeting and path not in unwanted:
+            previous.setdefault(path, value_of(path, current))
+    return writes, previous
 
 
-def changes(decided: Dict[str, Any]) -> bool:
+def _plan_units(
+    files: Mapping[str, Optional[str]], unit: Optional[str], observed: Mapping[str, Any]
+) -> Tuple[List[List[str]], List[Dict[str, Any]]]:
+    """Calls of systemctl for what is written: those before files are, and those after."""
+    steps: List[Dict[str, Any]] = []
+    first: List[List[str]] = []
+    there = observed["files"][UNIT_FILE] is not None
+
+    def step(*argv: str, after: str = "") -> None:
+        steps.append({"argv": ["systemctl", *argv], "before": "", "after": after})
+
+    if unit is None and there:
+        first.append(["systemctl", "disable", "--now", UNIT])
+    enable = unit is not None and (UNIT_FILE in files or not observed["enabled"])
+    if UNIT_FILE in files or enable or any(limits_unit(name) in files for name in LIMITS_UNITS):
+        step("daemon-reload")
+    if enable:
+        # Started at once, so that a unit that can't work shows now.
+        step("enable", UNIT, after=f"{UNIT} enabled")
+        step("restart", UNIT)
+    return first, steps
+
+
+def changes(decided: Mapping[str, Any]) -> bool:
     """True when `apply` would change the host."""
-    return bool(decided["writes"] or decided["files"] or decided["unit"])
+    return bool(decided["writes"] or decided["files"] or decided["first"] or decided["steps"])
 
 
-def diff(decided: Dict[str, Any], observed: Dict[str, Any]) -> List[Dict[str, str]]:
-    """The plan as Ansible's diff: the live knobs first, CPUs with the same change as one line, then each file."""
+def diff(decided: Mapping[str, Any], observed: Mapping[str, Any]) -> List[Dict[str, str]]:
+    """The plan as Ansible's diff: the live state first, CPUs with the same change as one line, then each file."""
     live: Dict[str, List[str]] = {"before": [], "after": []}
-    cpus: Dict[Any, int] = {}
+    same: Dict[Any, int] = {}
     for write in decided["writes"]:
         if write["path"] in observed["governors"]:
             pair = (write["from"], write["to"])
-            cpus[pair] = cpus.get(pair, 0) + 1
+            same[pair] = same.get(pair, 0) + 1
         else:
             live["before"].append(f"{write['knob']} = {write['from']}\n")
             live["after"].append(f"{write['knob']} = {write['to']}\n")
-    for (old, new), count in sorted(cpus.items()):
+    for (old, new), count in sorted(same.items()):
         live["before"].append(f"governor of {count} CPUs = {old}\n")
         live["after"].append(f"governor of {count} CPUs = {new}\n")
+    for step in decided["steps"]:
+        for side in ("before", "after"):
+            live[side] += [f"{step[side]}\n"] if step[side] else []
     parts = []
-    if decided["writes"]:
+    if live["before"] or live["after"]:
         parts.append({"header": "live", "before": "".join(live["before"]), "after": "".join(live["after"])})
     for path, text in sorted(decided["files"].items()):
-        parts.append({"header": path, "before": observed["files"][path] or "", "after": text or ""})
+        parts.append({"header": path, "before": observed["files"].get(path) or "", "after": text or ""})
     return [
         {
             "before_header": part["header"],
@@ -349,108 +190,138 @@ def diff(decided: Dict[str, Any], observed: Dict[str, Any]) -> List[Dict[str, st
     ]
 
 
-def apply(decided: Dict[str, Any], observed: Dict[str, Any], tree: Tree) -> None:
-    """Write what `plan` decided and read it back. Enabling the unit is left to the caller, who can run programs.
+# -- the change --------------------------------------------------------------------------------------------------------
+
+
+def apply(decided: Mapping[str, Any], observed: Mapping[str, Any], tree: Tree, run: Runner) -> List[str]:
+    """Do what `plan` decided and read it back; returns the knobs that were refused without harm.
 
     The old values are saved first, so an interrupted run can still be undone. Raises AscentError naming the knob that
-    refused its value or reads back another.
+    refused its value or reads back another, or the command that failed.
     """
-    if decided["saved"] is not None and decided["saved"] != observed["saved"]:
-        tree.write_file(STATE_FILE, json.dumps(decided["saved"], indent=1, sort_keys=True) + "\n")
-    for write in decided["writes"]:
-        _write(write, tree)
+    saved = decided["saved"]
+    if saved is not None:
+        _save({**saved, "knobs": {**observed["saved"]["knobs"], **saved["knobs"]}}, tree)
+    refused = [write["path"] for write in decided["writes"] if not _write(write, tree)]
+    for argv in decided["first"]:
+        _must(run, argv)
     for path, text in sorted(decided["files"].items()):
         if text is not None:
             tree.write_file(path, text)
-        elif path != UNIT_FILE:
+        else:
             tree.remove(path)
+    for step in decided["steps"]:
+        _must(run, step["argv"])
     for write in decided["writes"]:
         read = tree.read(write["path"])
-        if not _same(read, write["to"]):
+        if write["path"] not in refused and not _same(write["path"], read, write["to"]):
             raise AscentError(
-                f"{write['knob']}: wrote {write['to']!r} but {write['path']} reads back {_text(read)!r};"
-                " the kernel clamps it, or another service on this host sets it too"
+                f"{write['knob']}: wrote {write['to']!r} but {write['path']} reads back"
+                f" {value_of(write['path'], read)!r}; the kernel clamps it, or another service on this host sets it too"
             )
-    if decided["saved"] is None:
+    reached = tree.size_mb(SHM) if decided["shm_mb"] else None
+    if reached is not None and reached < decided["shm_mb"]:
+        raise AscentError(
+            f"{SHM} has {reached} MB after it was mounted again with {decided['shm_mb']} MB:"
+            f" look at `findmnt {SHM}` and at its line in /etc/fstab"
+        )
+    if saved is None:
         tree.remove(STATE_FILE)
+    else:
+        known = saved.get("refused", {}).get("paths", ())
+        if refused:
+            saved = {**saved, "refused": {"boot": observed["boot_id"], "paths": sorted({*known, *refused})}}
+        _save(saved, tree)
+    return refused
 
 
-def _write(write: Dict[str, str], tree: Tree) -> None:
+def _save(state: Mapping[str, Any], tree: Tree) -> None:
+    text = json.dumps(state, indent=1, sort_keys=True) + "\n"
+    if tree.read(STATE_FILE) != text:
+        tree.write_file(STATE_FILE, text)
+
+
+def _write(write: Mapping[str, Any], tree: Tree) -> bool:
+    """Whether a knob took its value; AscentError where one that must take it refuses."""
     try:
         tree.write_knob(write["path"], write["to"])
     except OSError as error:
+        if write["optional"]:
+            return False
         raise AscentError(
             f"{write['knob']}: wanted {write['to']!r}, found {write['from']!r}, and {write['path']} refused it:"
             f" {error.strerror}. Leave the knob out of the tuning of this host, or allow the write"
         ) from None
+    return True
 
 
-def _text(value: Any) -> str:
-    """A knob's value as one line with single spaces, as sysctl(8) prints it."""
-    return " ".join(str("" if value is None else value).split())
+def _must(run: Runner, argv: Sequence[str]) -> None:
+    code, out, err = run(argv)
+    if code:
+        raise AscentError(f"`{' '.join(argv)}` ended with {code}: {(err or out).strip()}")
 
 
-def _same(current: Any, value: str) -> bool:
-    return _text(current) == _text(value)
+# -- the clock ---------------------------------------------------------------------------------------------------------
 
 
-def _mistake(summary: str) -> Dict[str, Any]:
-    return finding("tuning-input", "error", summary, stage="tune", fix="correct the host_tuning_* variable")
+def clock_findings(
+    wish: Mapping[str, Any], tree: Tree, run: Runner, synchronised: Optional[bool]
+) -> List[Dict[str, Any]]:
+    """Whether the clock follows a time service now: a warning where servers were asked for, else for information."""
+    time = observe_time(wish, tree, run)
+    service, servers = time["service"], wish["ntp_servers"]
+    if synchronised is not False or (servers and service is None and not time["other"]):
+        return []
+    if time["other"] or time["runs"]:
+        cause = f"{time['other'] or service.unit} runs and has reached no server yet, or none that it trusts."
+    elif service is None:
+        cause = "No time service is installed."
+    else:
+        cause = f"{service.unit} does not run" + (f": {time['held']}." if time["held"] else ".")
+    return [
+        finding(
+            "D24",
+            "warning" if servers else "info",
+            "no time service steers this host's clock",
+            stage="tune",
+            evidence="the kernel's clock is not synchronised (adjtimex)"
+            + (f"; servers {', '.join(servers)}" if servers else ""),
+            cause=cause,
+            fix="timedatectl; chronyc sources"
+            if servers
+            else "Name the site's servers in host_tuning_ntp_servers; in a container the clock is the machine's.",
+        )
+    ]
 
 
-def _ports(part: str) -> Optional[Set[int]]:
-    """One port or range; None when it is neither."""
-    match = re.match(r"(\d+)(?:-(\d+))?\Z", part, re.ASCII)
-    first, last = (int(match.group(1)), int(match.group(2) or match.group(1))) if match else (0, 0)
-    return set(range(first, last + 1)) if 1 <= first <= last <= 65535 else None
+def _same(path: str, current: Any, value: str) -> bool:
+    left, right = value_of(path, current), one_line(value)
+    if path.endswith("/smp_affinity_list") and current is not None:
+        return cpus.parse_cpus(left) == cpus.parse_cpus(right)
+    if path.endswith("/smp_affinity"):
+        return left.replace(",", "").lstrip("0") == right.replace(",", "").lstrip("0")
+    return left == right
 
 
-def _bad_port(part: str) -> Dict[str, Any]:
-    return _mistake(f"reserved port {part!r} is not a port or a rising range within 1-65535, such as 23010-23025")
-
-
-def _absent(name: str, value: str, path: str, fallback: Optional[str]) -> Dict[str, Any]:
-    tried = path if fallback is None else f"{path} and {fallback}"
-    return finding(
-        "tuning-knob-absent",
-        "info",
-        f"the kernel has no {name}, so {value} was not set",
-        evidence=f"{tried}: no such file",
-        cause="the kernel was built without the feature, renamed the knob, or debugfs is not mounted",
-        fix="nothing if the kernel has no such feature; mount debugfs if the knob lives there",
-    )
-
-
-def _has_sys_resource(status: Optional[str]) -> bool:
-    """True when CapEff of a /proc/PID/status has CAP_SYS_RESOURCE (bit 24), which raising a hard limit takes."""
-    match = re.search(r"^CapEff:\s*([0-9a-fA-F]+)$", status or "", re.MULTILINE)
-    return match is not None and bool(int(match.group(1), 16) >> 24 & 1)
-
-
-def _sysctl_file(settings: Dict[str, str]) -> Optional[str]:
+def _sysctl_file(settings: Mapping[str, str]) -> Optional[str]:
     if not settings:
         return None
     return HEADER + "".join(f"{name} = {value}\n" for name, value in sorted(settings.items()))
 
 
-def _limits_file(limits: Dict[str, str]) -> Optional[str]:
-    if not limits:
-        return None
-    # The wildcard does not cover root, see limits.conf(5).
-    lines = [f"{who} - {item} {value}\n" for item, value in sorted(limits.items()) for who in ("*", "root")]
-    return HEADER + "".join(lines)
-
-
-def _unit_file(governor: str, boot: Dict[str, str]) -> Optional[str]:
+def _unit_file(governor: str, boot: Iterable[str]) -> Optional[str]:
     """The unit that sets at boot what sysctl.d can't hold; None when there is nothing of the kind."""
     commands = []
     if governor:
         # One CPU that refuses must not keep the others from being set, but the unit shall still fail.
-        loop = f'failed=0; for knob in {GOVERNOR_GLOB}; do echo {governor} > "$$knob" || failed=1; done; exit $$failed'
-        commands.append(f"ExecStart=/bin/sh -c '{loop}'\n")
-    commands += [f"ExecStart=/bin/sh -c 'echo {value} > {path}'\n" for path, value in sorted(boot.items())]
+        commands.append(
+            f'failed=0; for knob in {GOVERNOR_GLOB}; do echo {governor} > "$knob" || failed=1; done; exit $failed'
+        )
+    commands += boot
     if not commands:
         return None
+    # systemd would take a single dollar for a variable of its own.
+    lines = [f"ExecStart=/bin/sh -c '{command.replace('$', '$$')}'\n" for command in commands]
     return (
         HEADER
         + "[Unit]\n"
@@ -460,7 +331,7 @@ def _unit_file(governor: str, boot: Dict[str, str]) -> Optional[str]:
         + "[Service]\n"
         + "Type=oneshot\n"
         + "RemainAfterExit=yes\n"
-        + "".join(commands)
+        + "".join(lines)
         + "\n[Install]\n"
         + "WantedBy=multi-user.target\n"
     )

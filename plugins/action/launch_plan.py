@@ -11,9 +11,9 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-from ascent import plan_changes
+from ascent import generations, plan_changes
 from ascent.findings import failed, finding, message, sort_findings
-from ascent_controller import facts, loader, planning, render, role_arguments
+from ascent_controller import clusters, facts, loader, planning, render, role_arguments
 
 _ABSENT = ("ansible_host", "node_ip", "nic", "arch", "hardware", "pool")
 
@@ -50,8 +50,7 @@ class ActionModule(ActionBase):
         result.update({"changed": False, "findings": [], "needs_facts": False, "changes": [], "change_lines": []})
         if arguments["stand_ins"] is not None:
             return self._without_inventory(arguments, task_vars, result)
-        findings: list[dict[str, Any]] = []
-        cluster, names = self._cluster(arguments["cluster"], task_vars, findings)
+        cluster, names, findings = clusters.of_play(task_vars, arguments["cluster"])
         hostvars = task_vars["hostvars"]
         recipe = arguments["recipe"] or self._one_value("recipe", names, hostvars, cluster, findings)
         mistakes = role_arguments.check(
@@ -130,39 +129,6 @@ class ActionModule(ActionBase):
 
     def _text(self, value: Any) -> str:
         return str(self._templar.template(value)) if value else ""
-
-    def _cluster(
-        self, given: str | None, task_vars: Mapping[str, Any], findings: list[dict[str, Any]]
-    ) -> tuple[str, list[str]]:
-        """The one cluster of this play, and all its hosts in inventory order, those outside the limit too."""
-        groups = task_vars["groups"]
-        if given is not None:
-            if given not in groups:
-                findings.append(
-                    finding(
-                        "cluster-unknown",
-                        "error",
-                        f"the inventory has no group {given!r}",
-                        evidence=f"cluster = {given}; allowed: {', '.join(_clusters(groups))}",
-                        fix="name a group under clusters",
-                    )
-                )
-                return given, []
-            return given, list(groups[given])
-        targets = task_vars.get("ansible_play_hosts_all") or [task_vars["inventory_hostname"]]
-        found = [name for name in _clusters(groups) if set(groups[name]) & set(targets)]
-        if len(found) != 1:
-            findings.append(
-                finding(
-                    "cluster-ambiguous",
-                    "error",
-                    f"this run covers {len(found)} clusters ({', '.join(found) or 'none'}); one at a time is planned",
-                    evidence=f"limit; allowed: one of {', '.join(_clusters(groups)) or 'no group under clusters'}",
-                    fix="add -l CLUSTER, with one of the groups under clusters in the inventory",
-                )
-            )
-            return "", []
-        return found[0], list(groups[found[0]])
 
     def _one_value(
         self, key: str, names: Iterable[str], hostvars: Any, cluster: str, findings: list[dict[str, Any]]
@@ -262,18 +228,14 @@ def _read_plan(file: Path) -> dict[str, Any] | None:
 
 def _query(plan: Mapping[str, Any] | None) -> dict[str, Any]:
     """What `node_info` has to be asked about a cluster with this plan."""
-    return {"cluster": plan["cluster"], "weights_directory": plan["model"]["directory"]} if plan else {}
-
-
-def _clusters(groups: Mapping[str, Iterable[str]]) -> list[str]:
-    """Groups that are clusters: those below ``clusters`` that no other group below it contains."""
-    inside = set(groups.get("clusters", ()))
-    below = {
-        name: set(hosts)
-        for name, hosts in groups.items()
-        if name not in ("all", "ungrouped", "clusters") and hosts and set(hosts) <= inside
+    if not plan:
+        return {}
+    return {
+        "cluster": plan["cluster"],
+        "weights_directory": plan["model"]["directory"],
+        "images": generations.images_of(plan),
+        "peers": list(plan["hosts"]),
     }
-    return [name for name, hosts in below.items() if not any(hosts < other for other in below.values())]
 
 
 def _incomplete(host: Mapping[str, Any]) -> bool:

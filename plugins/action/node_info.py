@@ -9,9 +9,9 @@ from ansible.plugins.action import ActionBase
 
 
 class ActionModule(ActionBase):
-    """Adds ``clock`` to the fact ``ascent_node``: ``{"before", "after"}``, the controller's seconds since the epoch.
+    """Adds ``before`` and ``after`` to ``clock`` of the fact ``ascent_node``: the controller's seconds since the epoch.
 
-    With ``system.time``, which the node read in between, the clocks of two nodes can be compared.
+    With ``first`` and ``last``, which the node read in between, the clocks of two nodes can be compared.
     """
 
     TRANSFERS_FILES = False
@@ -22,5 +22,5 @@ class ActionModule(ActionBase):
         before = time.time()
         result.update(self._execute_module(task_vars=task_vars or {}))
         if not result.get("failed"):
-            result["ansible_facts"]["ascent_node"]["clock"] = {"before": before, "after": time.time()}
+            result["ansible_facts"]["ascent_node"]["clock"].update(before=before, after=time.time())
         return result

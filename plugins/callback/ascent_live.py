@@ -71,6 +71,7 @@ class CallbackModule(DefaultCallback):
         self._endpoint: str | None = None
         self._simulated = False
         self._hosts: set[str] = set()
+        self._failed_items: dict[tuple[str, str], list[Any]] = {}
 
     @property
     def _detailed(self) -> bool:
@@ -221,12 +222,14 @@ class CallbackModule(DefaultCallback):
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         """Shown at once and in full, unless it is ignored or rescued."""
         rescued = runs.is_rescued(result.task, len(self._hosts))
+        items = self._failed_items.pop((result.task._uuid, result.host.get_name()), [])
+        content = runs.with_failed_items(result.result, items)
         self._take(result, "ignored" if ignore_errors else "rescued" if rescued else "failed")
         if self._detailed:
             super().v2_runner_on_failed(result, ignore_errors)
         elif not ignore_errors and not rescued:
             self._handle_warnings(result.result)
-            self._failure(result, "failed")
+            self._failure(result, content, "failed")
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
         """Shown at once and in full."""
@@ -234,7 +237,7 @@ class CallbackModule(DefaultCallback):
         if self._detailed:
             super().v2_runner_on_unreachable(result)
         else:
-            self._failure(result, "unreachable")
+            self._failure(result, result.result, "unreachable")
 
     def _handle_exception(self, result: Any, use_stderr: bool = False) -> None:
         """Ansible censors a secret task's result, and not the error message that it prints before it."""
@@ -242,8 +245,7 @@ class CallbackModule(DefaultCallback):
             result.pop("exception", None)
         super()._handle_exception(result, use_stderr)
 
-    def _failure(self, result: Any, word: str) -> None:
-        content = result.result
+    def _failure(self, result: Any, content: dict[str, Any], word: str) -> None:
         self._display.display(
             "  " + paint(f"✗ {self.host_label(result)}", "error") + f"  {word}: {result.task.get_name().strip()}"
         )
@@ -279,6 +281,7 @@ class CallbackModule(DefaultCallback):
 
     def v2_runner_item_on_failed(self, result: Any) -> None:
         """Items are part of their task's failure."""
+        self._failed_items.setdefault((result.task._uuid, result.host.get_name()), []).append(result.result)
         if self._detailed:
             super().v2_runner_item_on_failed(result)
 

@@ -56,6 +56,7 @@ class CallbackModule(CallbackBase):
         self.recorder: runs.Recorder | None = None
         self._process = os.getpid()
         self._hosts: set[str] = set()
+        self._failed_items: dict[tuple[str, str], list[Any]] = {}
         # An interrupted run sends no statistics; its record is written on the way out.
         atexit.register(self._interrupted)
 
@@ -98,7 +99,9 @@ class CallbackModule(CallbackBase):
             result.task._uuid,
             result.host.get_name(),
             outcome,
-            result.result,
+            runs.with_failed_items(
+                result.result, self._failed_items.pop((result.task._uuid, result.host.get_name()), [])
+            ),
             time.time(),
             action=result.task.action,
             on_controller=on_controller,
@@ -119,6 +122,11 @@ class CallbackModule(CallbackBase):
         """Failed, ignored, or handed to a rescue section."""
         rescued = runs.is_rescued(result.task, len(self._hosts))
         self._end(result, "ignored" if ignore_errors else "rescued" if rescued else "failed")
+
+    @_never_fatal
+    def v2_runner_item_on_failed(self, result: Any) -> None:
+        """Kept for the end of its task."""
+        self._failed_items.setdefault((result.task._uuid, result.host.get_name()), []).append(result.result)
 
     @_never_fatal
     def v2_runner_on_unreachable(self, result: Any) -> None:

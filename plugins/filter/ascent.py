@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ascent import generations, npu
-from ascent_controller import checking, provisioning
+from ascent import generations, npu, preflight
+from ascent.findings import finding
+from ascent_controller import checking, provisioning, tuning
 
 DOCUMENTATION = r"""
 name: ascent_mounts
@@ -74,16 +75,52 @@ def ascent_conf_image(plan: Mapping[str, Any], host: str) -> str | None:
     return None
 
 
-def ascent_locked_images(plan: Mapping[str, Any], facts: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def ascent_locked_images(
+    plan: Mapping[str, Any], facts: Iterable[Mapping[str, Any]], node: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
     """Every image of the plan's processes by the digest that the cluster has locked for it (`provisioning.lock`).
+
+    ``facts`` has every host's ``ansible_facts``. Names are those of the host whose fact ``ascent_node`` is ``node``.
+    """
+    states = [(host.get("ascent_node") or {}).get("state") for host in facts]
+    digests = {reference: generations.locked_digest(reference, states) for reference in generations.images_of(plan)}
+    return ascent_images_by_digest(digests, node)
+
+
+def ascent_images_by_digest(digests: Mapping[str, str | None], node: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Images by reference under the names of the host whose fact ``ascent_node`` is ``node`` (`provisioning.lock`)."""
+    present = (node.get("container_engine") or {}).get("images") or []
+    return {reference: provisioning.lock(reference, digest, present) for reference, digest in digests.items()}
+
+
+def ascent_good_generations(plan: Mapping[str, Any], facts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
+    """Which generations passed, the running one included; None when that is known already (`generations.passed`).
 
     ``facts`` has every host's ``ansible_facts``.
     """
-    states = [(host.get("ascent_node") or {}).get("state") for host in facts]
-    return {
-        reference: provisioning.lock(reference, generations.locked_digest(reference, states))
-        for reference in generations.images_of(plan)
-    }
+    seen = list(facts)
+    launched = next((host["ascent_generation"]["number"] for host in seen if "ascent_generation" in host), None)
+    return generations.passed(plan, [(host.get("ascent_node") or {}).get("state") for host in seen], launched)
+
+
+def ascent_collected(hostvars: Mapping[str, Mapping[str, Any]], hosts: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What `node_logs` returned by host, as far as hosts could be reached."""
+    found = {host: hostvars[host].get("__logs") or {} for host in hosts}
+    return {host: {"archive": logs["archive"]} for host, logs in found.items() if "archive" in logs}
+
+
+def ascent_rolled_back(number: int, kept: int) -> list[dict[str, Any]]:
+    """What to tell of a launch that failed and was undone: generation ``number`` is generation ``kept`` again."""
+    return [
+        finding(
+            "launch-rolled-back",
+            "error",
+            f"the launch failed; generation {kept} serves again, as generation {number}",
+            stage="launch",
+            cause="launch_rollback_on_failure is set, and the findings above tell why the launch failed.",
+            fix="Correct the recipe or the node, then run --tags launch,check.",
+        )
+    ]
 
 
 class FilterModule:
@@ -94,13 +131,21 @@ class FilterModule:
         return {
             "ascent_bench_due": checking.bench_due,
             "ascent_endpoint_host": checking.endpoint_host,
+            "ascent_good_generations": ascent_good_generations,
             "ascent_health_endpoints": checking.health_endpoints,
+            "ascent_images_by_digest": ascent_images_by_digest,
             "ascent_images_of": generations.images_of,
+            "ascent_collected": ascent_collected,
             "ascent_conf_image": ascent_conf_image,
+            "ascent_host_names": tuning.host_names,
+            "ascent_host_needs": tuning.needs,
             "ascent_device_requests": ascent_device_requests,
             "ascent_locked_images": ascent_locked_images,
             "ascent_mounts": ascent_mounts,
+            "ascent_preflight_repairs": preflight.repairs,
             "ascent_published": ascent_published,
+            "ascent_rolled_back": ascent_rolled_back,
+            "ascent_traffic_engines": checking.traffic_engines,
             "ascent_ulimits": ascent_ulimits,
             "ascent_version_urls": checking.version_urls,
         }

@@ -20,11 +20,14 @@ class FilterModule:
         """Name to function."""
         return {
             "ascent_driver_findings": provisioning.driver_findings,
+            "ascent_image_copies": provisioning.image_copies,
             "ascent_image_digests": provisioning.image_digests,
             "ascent_image_locks": provisioning.image_locks,
+            "ascent_image_names": provisioning.image_names,
+            "ascent_image_pulls": provisioning.image_pulls,
             "ascent_image_resolvers": provisioning.image_resolvers,
             "ascent_images_due": provisioning.due,
-            "ascent_pulled_findings": provisioning.pulled_findings,
-            "ascent_resolved_digests": provisioning.resolved_digests,
-            "ascent_weights_findings": provisioning.weights_findings,
+            "ascent_images_missing": provisioning.images_missing,
+            "ascent_package_finding": provisioning.package_finding,
+            "ascent_node_addresses": provisioning.node_addresses,
         }

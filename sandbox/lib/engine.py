@@ -215,12 +215,15 @@ class Engine:
         return self.run("network", "ls", "--quiet", "--no-trunc", "--filter", chosen).stdout.split()
 
     def remove(self, sandbox: str | None = None) -> int:
-        """Removes the containers, their volumes and the network of a sandbox or of all; how many there were."""
+        """Removes the containers, their volumes, shares and the network of a sandbox or of all; how many there were."""
         ids = [container["Id"] for container in self.containers(sandbox)]
         if ids:
             self.run("rm", "--force", "--volumes", *ids)
         for network in self.networks(sandbox):
             self.run("network", "rm", network)
+        chosen = f"label={LABEL}" + (f"={sandbox}" if sandbox else "")
+        if shares := self.run("volume", "ls", "--quiet", "--filter", chosen).stdout.split():
+            self.run("volume", "rm", *shares)
         return len(ids)
 
     def sandboxes(self) -> set[str]:

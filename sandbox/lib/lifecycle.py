@@ -115,6 +115,8 @@ class Cluster:
         present = self._own_containers()
         self._check_room(present)
         self._make_network()
+        for volume in self._shares():
+            self.engine.run("volume", "create", f"--label={LABEL}={self.sandbox.name}", volume)
         self._make_keys()
         with ThreadPoolExecutor(max_workers=8) as pool:
             services = pool.submit(self._start_services, present.get(SERVICES), images)
@@ -283,12 +285,18 @@ class Cluster:
         files += [File(path, content) for path, content in self.tiny_models.items()]
         return archive(files)
 
+    def _shares(self) -> dict[str, str]:
+        """Volumes that all nodes mount, with their directories."""
+        name = f"ascent-sandbox-{self.sandbox.name}-share"
+        return {f"{name}{path.replace('/', '-')}": path for path in self.sandbox.shares}
+
     def _start_node(self, node: Node, present: dict[str, Any] | None, images: Images) -> bool:
         """Makes a node that does not exist, or starts one that is stopped; True when the node is new."""
         content = self._node_archive(node)
         identity = hashlib.sha256(self.key.read_bytes() + self._host_key(node).read_bytes()).hexdigest()[:12]
         image = images.nodes[node.suite]
-        definition = hashlib.sha256(content + image.encode() + repr(NODE_OPTIONS).encode()).hexdigest()[:12]
+        options = (*NODE_OPTIONS, *(f"--volume={volume}:{path}" for volume, path in self._shares().items()))
+        definition = hashlib.sha256(content + image.encode() + repr(options).encode()).hexdigest()[:12]
         if present and present["Config"]["Labels"][f"{LABEL}.identity"] != identity:
             self.say(f"{node.name}: its keys are gone from {self.directory}; making the node anew")
             self.engine.run("rm", "--force", "--volumes", present["Id"])
@@ -311,7 +319,7 @@ class Cluster:
             # Names outside the site end in an error at once instead of a wait for an answer that can't come.
             f"--dns={self.sandbox.services}",
             *peers,
-            *NODE_OPTIONS,
+            *options,
             *self._labels(node.name, definition),
             f"--label={LABEL}.identity={identity}",
             image,

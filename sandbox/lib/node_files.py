@@ -90,6 +90,7 @@ def state(sandbox: Sandbox, node: Node) -> dict[str, Any]:
             "collective_delay_us": 0,
             "collective_hang": None,
             "installer": None,
+            "old_modules": False,
             "replies": [],
         },
     }

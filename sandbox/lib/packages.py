@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shutil
@@ -46,17 +47,22 @@ class Package:
     files: Sequence[File]
 
 
+def _hdk(chip: str) -> str:
+    """How the names of a chip's driver and firmware begin."""
+    return f"Atlas-{chip}-hdk" if chip == "A3" else f"Ascend-hdk-{chip}"
+
+
 def driver(chip: str, arch: str, base: Mapping[str, Any], version: str) -> Package:
     """A driver package like `base`, of another version."""
     package = {**base, "version": version}
-    name = f"Ascend-hdk-{chip}-npu-driver_{version}_linux-{arch}.run"
+    name = f"{_hdk(chip)}-npu-driver_{version}_linux-{arch}.run"
     return Package(name, _description("driver", version, name, package=package), driver_tree(package))
 
 
 def firmware(chip: str, base: Mapping[str, Any], version: str) -> Package:
     """A firmware package like `base`, of another version."""
     package = {**base, "version": version}
-    name = f"Ascend-hdk-{chip}-npu-firmware_{version}.run"
+    name = f"{_hdk(chip)}-npu-firmware_{version}.run"
     return Package(name, _description("firmware", version, name, package=package), firmware_tree(package))
 
 
@@ -125,12 +131,20 @@ def kernels(chip: str, arch: str, version: str) -> Package:
     """CANN's operator packages of a chip, which go on top of the toolkit of the same version."""
     home = cann_home(version, arch)
     kind = f"{chip}-ops" if home.startswith("cann-") else f"kernels-{chip}"
-    name = f"Ascend-cann-{kind}_{version}_linux-{arch}.run"
-    owned = f"{home}/opp/built-in/op_impl/ai_core/tbe/kernel/{chip.lower()}"
-    mark = f"{owned}/version.info"
-    content = f"Version={version}\nchip={chip}\n".encode()
-    more = {"home": home, "mark": mark, "owned": [owned], "links": {}, "environment": _sourced(home), "size_mb": 64}
-    files = [File(f"{driver_info.DEFAULT_PATH}/{mark}", content)]
+    title = "Atlas-A3-cann-kernels" if kind == "kernels-A3" else f"Ascend-cann-{kind}"
+    name = f"{title}_{version}_linux-{arch}.run"
+    operators = f"{home}/opp/built-in/op_impl/ai_core/tbe/kernel/{chip.lower()}"
+    if home.startswith("cann-"):
+        own, info = f"{home}/{arch}-linux", "ascend_ops_install.info"
+        content = f"package_name={title}\nversion={version}\narch={arch}\nos=linux\n"
+    else:
+        # An internal number, and the release beside it.
+        own, info = f"ascend-toolkit/{version}/opp_kernel", "version.info"
+        content = f"Version=8.0.T5.0.B028\nversion_dir={version}\n"
+    mark, owned = f"{own}/{info}", [own, operators]
+    more = {"home": home, "mark": mark, "owned": owned, "links": {}, "environment": _sourced(home), "size_mb": 64}
+    base = driver_info.DEFAULT_PATH
+    files = [File(f"{base}/{mark}", content.encode()), File(f"{base}/{operators}/kernel.o", b"sandbox placeholder\n")]
     return Package(name, _description("kernels", version, name, **more), files)
 
 
@@ -211,7 +225,7 @@ def header(original: str) -> str:
 
 
 def write(packages: Iterable[Package], directory: Path, say: Callable[[str], None]) -> list[Path]:
-    """Writes packages that are not there yet into a directory and returns where all of them are."""
+    """Writes packages into a directory, lists all that it holds in `SHA256SUMS`, and returns where they are."""
     if not shutil.which("makeself") or not MAKESELF_HEADER.is_file():
         raise SandboxError("makeself is not installed. On Debian: sudo apt-get install makeself")
     directory.mkdir(parents=True, exist_ok=True)
@@ -233,6 +247,10 @@ def write(packages: Iterable[Package], directory: Path, say: Callable[[str], Non
             if done.returncode:
                 raise SandboxError(f"makeself of {package.name} failed: {(done.stderr or done.stdout).strip()}")
             written.append(target)
+    sums = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(directory.glob("*.run"))
+    ]
+    (directory / "SHA256SUMS").write_text("".join(sums), encoding="utf-8")
     return written
 
 

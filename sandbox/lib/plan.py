@@ -15,9 +15,10 @@ A sandbox is a group under `clusters` with these variables, all read as they are
 - `sandbox_hub_models`: weights the site's hub serves, as `{id, config, tags, shards, shard_bytes}` or just the id;
 - `sandbox_packages`: a directory that the site serves below `/packages`, from the root of the checkout;
 - `sandbox_real_images`: names under which the image of the real engine is published, which is built for that;
-- `sandbox_tiny_models`: a directory on each node for the tiny models of the real engine.
+- `sandbox_tiny_models`: a directory on each node for the tiny models of the real engine;
+- `sandbox_shares`: directories that are one file system on all nodes, as a mounted share is.
 
-A host may have its own of all but the first two and the last six.
+A host may have its own of those that say something of one node: profile, system, driver, clock and disks.
 
 Each host needs `ansible_host`: node 198.18.0.X gives device d the addresses 198.18.X.(d+1) (RoCE) and 198.18.X.(d+129)
 (vnic, where the profile has one).
@@ -68,6 +69,10 @@ class Node:
         return int(self.profile["npus"] * self.profile["chips_per_npu"])
 
 
+#: What a host may have for itself; the profile, which it may have, too, is never left out.
+PER_HOST = ("sandbox_os", "sandbox_driver", "sandbox_firmware", "sandbox_clock_offset", "sandbox_disks")
+
+
 @dataclass(frozen=True)
 class Sandbox:
     """One cluster of nodes and the services of its site."""
@@ -83,6 +88,7 @@ class Sandbox:
     packages: str | None = None
     real_images: tuple[str, ...] = ()
     tiny_models: str | None = None
+    shares: tuple[str, ...] = ()
 
     @property
     def gateway(self) -> str:
@@ -195,6 +201,12 @@ def _hub_model(entry: str | Mapping[str, Any]) -> Mapping[str, Any]:
     return model
 
 
+def _share(path: Any) -> str:
+    if not re.fullmatch(r"(/[\w.-]+)+", str(path)):
+        raise SandboxError(f"sandbox_shares has {path!r}; wanted is a directory, such as /mnt/models")
+    return str(path)
+
+
 def from_variables(group: str, variables: Mapping[str, Any], hosts: Mapping[str, Mapping[str, Any]]) -> Sandbox:
     """A sandbox of a group's variables and of each host's own. Raises SandboxError naming what does not fit."""
     missing = [name for name in ("sandbox_subnet", "sandbox_services", "sandbox_profile") if name not in variables]
@@ -223,6 +235,7 @@ def from_variables(group: str, variables: Mapping[str, Any], hosts: Mapping[str,
         packages=variables.get("sandbox_packages"),
         real_images=tuple(variables.get("sandbox_real_images", ())),
         tiny_models=variables.get("sandbox_tiny_models"),
+        shares=tuple(_share(path) for path in variables.get("sandbox_shares", ())),
     )
 
 
@@ -251,4 +264,6 @@ def from_inventory(path: Path, cluster: str | None = None) -> Sandbox:
         wanted = f"{cluster} is no sandbox" if cluster else "name one with --cluster"
         raise SandboxError(f"{path}: sandbox clusters are: {names}; {wanted}")
     variables, hosts = found[cluster]
-    return from_variables(cluster, variables, hosts)
+    # Each host's own variables have the group's in them already; what the first has for itself is not the others'.
+    shared = {key: value for key, value in variables.items() if key not in PER_HOST}
+    return from_variables(cluster, shared, hosts)

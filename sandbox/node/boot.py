@@ -32,6 +32,7 @@ import driver_info
 import node_state
 
 PRIVATE = Path("/run/sandbox")
+HOSTS = Path("/etc/hosts")
 CLOCK = Path("/etc/sandbox/clock")
 DISKS = Path("/etc/sandbox/disks.json")
 DISK_FILES = Path("/.sandbox-disks")
@@ -243,7 +244,7 @@ def own_control_groups() -> None:
 
 def load_driver(state: dict[str, Any]) -> None:
     """What a start does to an Ascend node: versions on the disk become live, addresses are those of /etc/hccn.conf."""
-    if state["accelerator"] != "ascend":
+    if state["accelerator"] != "ascend" or (state["faults"]["old_modules"] and state["driver"]):
         return
     installed = driver_info.values(_text(driver_info.INSTALL_INFO))
     for kind, read in (("driver", driver_info.driver_package), ("firmware", driver_info.firmware_package)):
@@ -344,6 +345,17 @@ def mount_disks(sizes: dict[str, int]) -> None:
         subprocess.run(["losetup", "--detach", device], check=True)
 
 
+def own_hosts_file() -> None:
+    """Takes the mount of the container engine off /etc/hosts: it would be made anew at each start, a server's stays."""
+    if os.path.ismount(HOSTS):
+        given = HOSTS.read_text(encoding="utf-8")
+        if _LIBC.umount2(os.fsencode(HOSTS), 0):
+            raise BootError(f"can't unmount {HOSTS}: {os.strerror(ctypes.get_errno())}")
+        if not HOSTS.read_text(encoding="utf-8"):
+            HOSTS.write_text(given, encoding="utf-8")
+            HOSTS.chmod(0o644)
+
+
 def start() -> None:
     """Everything between an empty container and systemd."""
     with node_state.changed() as state:
@@ -352,6 +364,7 @@ def start() -> None:
     PRIVATE.mkdir(mode=0o755)
     mount_disks(json.loads(DISKS.read_text(encoding="utf-8")))
     own_control_groups()
+    own_hosts_file()
     cover_sysctls()
     cover_sysfs()
     assert_covered()

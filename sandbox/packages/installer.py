@@ -282,7 +282,7 @@ class HardwareInstaller(Installer):
             raise InstallError(text, "0x0094", status=0)
         state = node_state.read()
         fault = state["faults"]["installer"]
-        if fault:
+        if fault and "after" not in fault:
             raise InstallError(fault["text"], fault["code"] or "")
         if "--check" in self.given:
             return self.check()
@@ -404,6 +404,9 @@ class HardwareInstaller(Installer):
             changes |= {"Driver_Install_For_All": for_all, "Driver_Install_Mode": "normal", "Driver_Install_Status": ""}
         self.write_info(changes)
         self.copy(base)
+        fault = state["faults"]["installer"]
+        if fault and fault.get("after") == "files":
+            raise InstallError(fault["text"], fault["code"] or "")
         script = self.on(f"{base}/{self.kind}/script")
         script.mkdir(parents=True, exist_ok=True)
         for part in ("installer.py", "package.json"):

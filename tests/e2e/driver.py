@@ -13,10 +13,11 @@ from typing import Any
 import ansible_runner
 import testinfra
 
+from sandbox.lib import plan
+
 ROOT = Path(__file__).resolve().parents[2]
 INVENTORY = ROOT / "tests" / "e2e" / "inventory"
 CLUSTER = "a3-cluster"
-KEYS = ROOT / ".sandbox" / "e2e"
 NODES = {"a3-01": "198.18.128.11", "a3-02": "198.18.128.12", "a3-03": "198.18.128.13"}
 
 
@@ -51,9 +52,14 @@ def _findings(document: Any) -> list[dict[str, Any]]:
 class Road:
     """Runs playbooks against the cluster and opens its nodes."""
 
-    def __init__(self, work: Path, before: set[str]) -> None:
+    def __init__(self, work: Path, before: set[str], inventory: Path = INVENTORY, cluster: str = CLUSTER) -> None:
         self.work = work
         self.before = before
+        self.inventory = inventory
+        self.cluster = cluster
+        found = plan.from_inventory(inventory)
+        self.keys = ROOT / ".sandbox" / found.name
+        self.addresses = {node.name: node.address for node in found.nodes}
         self.runs = work / "runs"
         self.count = 0
 
@@ -69,7 +75,7 @@ class Road:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
 
-    def play(self, playbook: str = "deploy.yml", *arguments: str, inventory: Path = INVENTORY) -> Run:
+    def play(self, playbook: str = "deploy.yml", *arguments: str, inventory: Path | None = None) -> Run:
         """Run ``playbook`` on the cluster with further command line arguments."""
         self.count += 1
         # A folder for each run: ansible-runner keeps the command line there and would use it again.
@@ -79,8 +85,8 @@ class Road:
             private_data_dir=str(folder),
             project_dir=str(ROOT),
             playbook=playbook,
-            inventory=str(inventory),
-            limit=CLUSTER,
+            inventory=str(inventory or self.inventory),
+            limit=self.cluster,
             cmdline=" ".join(arguments) or None,
             envvars=self.environment(),
             quiet=True,
@@ -102,18 +108,18 @@ class Road:
         config = self.work / "ssh_config"
         if not config.exists():
             config.write_text(
-                f"Host *\n  User root\n  IdentityFile {KEYS}/id_ed25519\n  IdentitiesOnly yes\n"
-                f"  UserKnownHostsFile {KEYS}/known_hosts\n  StrictHostKeyChecking yes\n"
+                f"Host *\n  User root\n  IdentityFile {self.keys}/id_ed25519\n  IdentitiesOnly yes\n"
+                f"  UserKnownHostsFile {self.keys}/known_hosts\n  StrictHostKeyChecking yes\n"
             )
-        return testinfra.get_host(f"ssh://{NODES[name]}", ssh_config=str(config))
+        return testinfra.get_host(f"ssh://{self.addresses[name]}", ssh_config=str(config))
 
     def nodes(self) -> dict[str, Any]:
         """All nodes of the cluster by name."""
-        return {name: self.node(name) for name in NODES}
+        return {name: self.node(name) for name in self.addresses}
 
 
-def sandbox(verb: str) -> None:
+def sandbox(verb: str, inventory: Path = INVENTORY) -> None:
     """Call the sandbox tool; its output is shown when the test fails."""
     subprocess.run(
-        [sys.executable, "sandbox/cluster.py", verb, "--inventory", str(INVENTORY)], cwd=ROOT, check=True, timeout=900
+        [sys.executable, "sandbox/cluster.py", verb, "--inventory", str(inventory)], cwd=ROOT, check=True, timeout=900
     )

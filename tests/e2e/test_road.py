@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,18 @@ def test_a_node_takes_packages_from_the_site(road: Road) -> None:
     assert set(road.node("a3-02").check_output("python3 -c %s %s", TAKE, f"http://{found.services}").split()) == names
 
 
+def test_the_logs_of_all_nodes_come_in_one_archive(road: Road, tmp_path: Path) -> None:
+    run = road.play("playbooks/logs.yml", "-e", f"logs_to={tmp_path}/logs.tar.gz")
+    assert run.rc == 0, run.stdout
+    with tarfile.open(tmp_path / "logs.tar.gz") as archive:
+        names = set(archive.getnames())
+        log = archive.extractfile(f"a3-02/containers/ascent-{CLUSTER}-decode-0-head.log")
+        assert log is not None
+        assert b"Application startup complete" in log.read()
+    assert {name.partition("/")[0] for name in names} == set(NODES)
+    assert {f"{node}/npu-smi.txt" for node in NODES} <= names
+
+
 def test_the_second_run_changes_nothing_in_few_rounds(road: Road) -> None:
     run = road.play()
     assert run.rc == 0, run.stdout
@@ -215,6 +228,13 @@ def test_a_stopped_decode_head_is_named(road: Road) -> None:
     assert blamed, errors
     assert any("decode-0" in finding["summary"] for finding in blamed)
     assert any("--tags launch" in finding["fix"] for finding in blamed)
+
+
+def test_status_fails_while_it_is_down(road: Road) -> None:
+    run = road.play("playbooks/status.yml")
+    assert run.rc != 0
+    errors = [one for one in run.stage("status")["findings"] if one["severity"] == "error"]
+    assert {one["host"] for one in errors} >= {"a3-02"}
 
 
 def test_launch_brings_it_back(road: Road) -> None:
@@ -266,6 +286,73 @@ def test_a_crashing_rank_ends_the_launch_with_its_cause(road: Road, tmp_path: Pa
 def test_it_comes_back_from_a_bad_launch(road: Road) -> None:
     run = road.play("deploy.yml", "--tags", "launch,check")
     assert run.rc == 0, run.stdout
+
+
+def kept(road: Road) -> dict[str, Any]:
+    """The manifest of the current generation on the first decode node."""
+    return json.loads(road.node("a3-02").file(f"/etc/ascent/{CLUSTER}/current/manifest.json").content_string)
+
+
+def started(road: Road) -> dict[str, str]:
+    """When each container was started, by host and process."""
+    ask = "docker inspect --format '{{index .Config.Labels \"ascent.process\"}} {{.State.StartedAt}}' $(docker ps -q)"
+    return {
+        f"{name} {line.split()[0]}": line.split()[1]
+        for name, node in road.nodes().items()
+        for line in node.check_output(ask).splitlines()
+    }
+
+
+def test_status_tells_what_runs_and_what_was_changed_by_hand(road: Road) -> None:
+    run = road.play("playbooks/status.yml")
+    assert run.rc == 0, run.stdout
+    assert run.changed == {}
+    assert run.stage("status")["findings"] == []
+    node, script = road.node("a3-02"), f"/etc/ascent/{CLUSTER}/current/decode-0-head.sh"
+    node.check_output("cp -a %s /root/kept && echo '# by hand' >> %s", script, script)
+    found = road.play("playbooks/status.yml").stage("status")["findings"]
+    assert {(one["id"], one["severity"], one["host"]) for one in found} == {("drift-file", "warning", "a3-02")}
+    node.check_output("mv /root/kept %s", script)
+
+
+def test_rollback_returns_to_the_generation_before(road: Road) -> None:
+    before, running = kept(road), started(road)
+    run = road.play("playbooks/rollback.yml")
+    assert run.rc == 0, run.stdout
+    after, now = kept(road), started(road)
+    assert after["number"] == before["number"] + 1
+    assert after["plan_hash"] != before["plan_hash"]
+    assert {place for place in now if now[place] != running[place]} == {
+        "a3-02 decode-0-head",
+        "a3-03 decode-0-headless-1",
+    }, "only what differs starts again"
+    assert "--max-num-seqs 16" in road.node("a3-02").check_output(
+        "cat /etc/ascent/%s/current/decode-0-head.sh", CLUSTER
+    )
+    again = road.play("playbooks/rollback.yml", "-e", f"rollback_to={after['number']}")
+    assert again.changed == {}
+
+
+def test_a_rollback_to_nowhere_is_refused(road: Road) -> None:
+    run = road.play("playbooks/rollback.yml", "-e", "rollback_to=99")
+    assert run.rc != 0
+    (refused,) = [one for one in run.findings() if one["severity"] == "error"]
+    assert refused["id"] == "generation-unknown"
+    assert "passed the checks" in refused["summary"]
+
+
+def test_a_failed_launch_goes_back_by_itself(road: Road, tmp_path: Path) -> None:
+    run = road.play("deploy.yml", "--tags", "launch,check")
+    assert run.rc == 0, run.stdout
+    good = kept(road)
+    recipe = recipe_with(tmp_path, decode_env={"SIM_FAIL": "weights@8:EI0006"})
+    run = road.play("deploy.yml", "--tags", "launch", "-e", f"recipe={recipe}", "-e", "launch_rollback_on_failure=true")
+    assert run.rc != 0, "it is not what was asked for"
+    errors = [one for one in run.stage("launch")["findings"] if one["severity"] == "error"]
+    assert [one["id"] for one in errors][:1] == ["C01"]
+    assert "launch-rolled-back" in {one["id"] for one in errors}
+    assert kept(road)["plan_hash"] == good["plan_hash"]
+    assert road.play("deploy.yml", "--tags", "launch,check").changed == {}
 
 
 # What is changed, what the findings have to name, and in which file they have to say it stands.

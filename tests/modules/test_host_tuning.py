@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.basic import AnsibleModule
 
 from library import host_tuning
 
@@ -29,15 +29,17 @@ def systemctl(host: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     calls: list[list[str]] = []
     link = host / host_tuning.tuning.UNIT_LINK.lstrip("/")
 
-    def call(self: AnsibleModule, argv: list[str], check_rc: bool = False) -> tuple[int, str, str]:
-        calls.append(argv[1:])
+    def call(argv: Sequence[str]) -> tuple[int, str, str]:
+        if argv[0] != "systemctl":
+            return 127, "", "not found"
+        calls.append(list(argv[1:]))
         if argv[1] == "enable":
             link.parent.mkdir(parents=True, exist_ok=True)
             link.touch()
         return 0, "", ""
 
-    monkeypatch.setattr(AnsibleModule, "run_command", call)
-    monkeypatch.setattr(AnsibleModule, "get_bin_path", lambda self, name, required=False: f"/usr/bin/{name}")
+    monkeypatch.setattr(host_tuning, "run", call)
+    monkeypatch.setattr(host_tuning.time_service, "synchronised", lambda: True)
     return calls
 
 
@@ -74,4 +76,32 @@ def test_a_mistake_in_the_variables_is_an_error_with_the_same_keys(host, systemc
     assert result["failed"] is True
     assert "vm.swappiness" in result["msg"]
     assert result["findings"] == []
+    assert result["packages"] == result["commands"] == []
     assert (host / "proc/sys/vm/swappiness").read_text() == "60\n"
+
+
+def test_a_command_that_fails_is_named(host, systemctl, run_module, monkeypatch) -> None:
+    monkeypatch.setattr(host_tuning, "run", lambda argv: (1, "", "Failed to connect to bus"))
+    result = run_module(host_tuning, WISH)
+    assert result["failed"] is True
+    assert "`systemctl daemon-reload` ended with 1: Failed to connect to bus" in result["msg"]
+
+
+def test_a_time_service_that_was_started_gets_time_and_is_then_judged(host, systemctl, run_module, monkeypatch) -> None:
+    states = [False, False, True]
+    monkeypatch.setattr(host_tuning.time_service, "synchronised", lambda: states.pop(0))
+    monkeypatch.setattr(host_tuning.time, "sleep", lambda seconds: None)
+    daemon = host / "usr/lib/systemd/systemd-timesyncd"
+    daemon.parent.mkdir(parents=True)
+    daemon.touch()
+    group = host / "sys/fs/cgroup/system.slice/systemd-timesyncd.service/cgroup.procs"
+    group.parent.mkdir(parents=True)
+    group.write_text("77\n")
+    result = run_module(host_tuning, {"ntp_servers": ["192.0.2.123"]})
+    assert "systemctl restart systemd-timesyncd.service" in result["commands"]
+    assert (states, result["findings"]) == ([], [])
+
+
+def test_programs_of_administrators_are_found(monkeypatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert host_tuning.run(["sh", "-c", "echo $PATH"])[1].strip() == "/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"

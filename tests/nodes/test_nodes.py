@@ -163,7 +163,7 @@ def test_a_driver_is_installed_on_a_bare_server_and_an_upgrade_is_live_after_a_r
     name, machine = "bullseye-bare", platform.machine()
     assert nodes.run(name, "npu-smi info", check=False).returncode == 127
     for version in packages.DRIVERS:
-        path = run_files[f"Ascend-hdk-A3-npu-driver_{version}_linux-{machine}.run"]
+        path = run_files[f"Atlas-A3-hdk-npu-driver_{version}_linux-{machine}.run"]
         nodes.put(name, path, f"/root/driver-{version}.run")
     old, new = packages.DRIVERS
     refused = nodes.run(name, f"/root/driver-{old}.run --full --quiet", check=False)

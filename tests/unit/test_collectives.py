@@ -143,7 +143,7 @@ def test_a_hanging_host_is_named_alone(hosts, host, fault):
     found, campaign = blamed(hosts, Cluster(**{fault: [host]}))
     assert found == [("node", (host,), "timeout")]
     # Each costs the whole limit.
-    assert sum(run["outcome"] == "timeout" for run in campaign.runs) <= 2
+    assert sum(run["outcome"] == "timeout" for run in campaign.runs) <= 3
 
 
 def test_of_two_hosts_neither_can_be_cleared():

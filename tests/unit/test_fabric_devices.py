@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import ast
 import copy
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -8,7 +11,10 @@ from hypothesis import strategies as st
 
 from ascent.fabric import devices, hosts, switches
 from ascent.fabric.common import majority, misfits, names
+from ascent_controller import signatures
 from tests.unit.fabric_facts import Cluster
+
+CONTROLLER = "plugins/plugin_utils/ascent_controller"
 
 
 def judge(cluster, counters=None, meshes=None):
@@ -378,6 +384,15 @@ def test_false_down_of_a3_is_taken_back_by_failing_pings():
     assert (item["id"], item["host"]) == ("C10", "a3-02")
 
 
+def test_no_light_at_a_port_that_is_down_is_told_with_the_link():
+    cluster = Cluster("a2")
+    down(cluster)
+    cluster.device(1, 2)["optical"]["items"]["Rx Power0"] = {"value": 0.0, "unit": "mW", "text": "0.0000 mW"}
+    item = only(judge(cluster)["findings"])
+    assert item["id"] == "C10"
+    assert "device 2 at switch port 400GE1/0/3:1; device 2: Rx Power0 0.0000 mW" in item["evidence"]
+
+
 def test_with_two_hosts_the_owner_of_a_doubled_address_is_found_by_the_row():
     cluster = Cluster("a2", 2)
     duplicate(cluster)
@@ -439,6 +454,27 @@ def test_explained_and_mute():
     cluster = Cluster("a3")
     busy(cluster)
     assert judge(cluster)["mute"] == ["a3-02"]
+
+
+OPTIONS = (
+    "ip", "vnic", "link", "net_health", "netdetect", "gateway", "gateway_ping", "tls", "mtu", "speed", "fec", "lldp",
+    "optical", "stat", "link_stat", "super_pod", "firmware_version", "driver_version", "compatibility", "npu_id",
+)  # fmt: skip
+
+
+@given(
+    st.sampled_from(["a2", "a3"]),
+    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 3), st.sampled_from(OPTIONS)), max_size=40),
+    st.booleans(),
+)
+def test_what_was_not_read_is_no_fault(generation, holes, without_conf):
+    """Only a device that npu-smi does not show is one: whatever else is unknown is told by its entry in `unread`."""
+    cluster = Cluster(generation, 2)
+    for host, number, option in holes:
+        cluster.device(host, number)[option] = None
+    if without_conf:
+        cluster.npus[cluster.names[0]]["conf"] = {"present": False, "devices": None, "error": None}
+    assert {one["id"] for one in judge(cluster)["findings"]} <= {"A10", "D30"}
 
 
 # -- hosts -------------------------------------------------------------------------------------------------------------
@@ -532,6 +568,44 @@ def test_gpu_nodes_have_their_adapters_checked_and_no_npus():
     assert (item["id"], item["severity"]) == ("nccl-hca-down", "warning")
     assert only(gpu({"NCCL_IB_HCA": "=mlx5_1"}, both))["severity"] == "error"
     assert only(gpu({"NCCL_SOCKET_IFNAME": "ib0"}, both))["id"] == "C07"
+
+
+# -- the catalogue -----------------------------------------------------------------------------------------------------
+
+
+def test_the_catalogue_has_every_finding_of_the_gate_and_no_other():
+    root = Path(__file__).parents[2]
+    used = set()
+    own = [f"module_utils/ascent/fabric/{name}.py" for name in ("addresses", "devices", "hosts", "switches", "verdict")]
+    for path in [*(root / name for name in own), root / CONTROLLER / "judges.py"]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("found", "finding", "_unequal"):
+                position = 3 if node.func.id == "_unequal" else 0
+                words = [one for one in ast.walk(node.args[position]) if isinstance(one, ast.Constant)]
+                used |= {one.value for one in words if isinstance(one.value, str)}
+    listed = signatures.checks(of="fabric")
+    assert {entry["id"] for entry in listed if entry["about"] in ("devices", "verdict")} == used
+    keys = {"id", "name", "about", "severity", "summary", "cause", "fix", "source", "example"}
+    assert all(set(entry) == keys and all(entry.values()) for entry in listed)
+    assert len({entry["id"] for entry in listed}) == len(listed)
+
+
+@pytest.mark.parametrize(
+    "entry", [one for one in signatures.checks(of="fabric") if one["id"] in {row[2] for row in SINGLE}]
+)
+def test_examples_of_the_catalogue_read_like_the_findings(entry):
+    """Names and numbers aside, the example is what the judge says."""
+
+    def shape(text):
+        return re.sub(r"\(.*\)|: .*|[a-z]+[a-z0-9]*-[0-9]+|[0-9.]+", "", text).split()[:1]
+
+    said = set()
+    for fault, generation, id_, _severity, _says in SINGLE:
+        if id_ == entry["id"]:
+            cluster = Cluster(generation)
+            fault(cluster)
+            said |= {tuple(shape(one["summary"])) for one in judge(cluster)["findings"]}
+    assert tuple(shape(entry["example"])) in said
 
 
 # -- the helpers -------------------------------------------------------------------------------------------------------

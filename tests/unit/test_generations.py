@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ascent import generations
+from ascent.errors import AscentError
 
 IMAGE = "quay.io/ascend/vllm-ascend:v0.21.0rc1-a3"
 
@@ -132,3 +133,64 @@ def test_an_instance_starts_as_a_whole(containers: list, stop: list) -> None:
     decision["processes"]["headless"] = {"definition": "l"}
     nodes = {"a3-01": {"container_engine": {"containers": [*containers, container("other", "o")]}}, "a3-02": None}
     assert generations.to_stop(a_plan, decision, nodes) == stop
+
+
+def checked(states: dict, a_plan: dict, launched: int | None = None) -> dict:
+    """The state after the check stage has passed."""
+    remembered = generations.passed(a_plan, states.values(), launched)
+    assert remembered is not None
+    return {**states, "a3-01": {**states["a3-01"], "good": {"generations": remembered}}}
+
+
+def history() -> dict:
+    """Generation 1 and 2 passed, 3 did not."""
+    states = checked(after(plan("h1"), "sha256:1", NOTHING), plan("h1"))
+    states = {**after(plan("h2"), "sha256:1", states)}
+    states["a3-01"]["good"] = {"generations": [{"number": 1, "plan_hash": "h1"}]}
+    states = checked(states, plan("h2"))
+    good = states["a3-01"]["good"]
+    states = after(plan("h3"), "sha256:1", states)
+    states["a3-01"]["good"] = good
+    return states
+
+
+def test_a_generation_that_passed_is_remembered_once() -> None:
+    states = checked(after(plan(), "sha256:1", NOTHING), plan())
+    assert generations.good(states.values()) == [{"number": 1, "plan_hash": "h1"}]
+    assert generations.passed(plan(), states.values(), None) is None
+    assert generations.passed(plan(), states.values(), 1) is None
+
+
+def test_a_check_of_another_plan_than_the_running_one_is_no_proof() -> None:
+    states = after(plan("h1"), "sha256:1", NOTHING)
+    assert generations.passed(plan("h2"), states.values(), None) is None
+
+
+def test_a_number_that_started_again_is_another_generation() -> None:
+    states = after(plan("new"), "sha256:1", NOTHING)
+    states["a3-01"]["good"] = {"generations": [{"number": 1, "plan_hash": "old"}]}
+    assert generations.good(states.values()) == []
+
+
+@pytest.mark.parametrize(("wanted", "number"), [("good", 2), ("current", 3), ("1", 1)])
+def test_an_earlier_generation_is_chosen(wanted: str, number: int) -> None:
+    assert generations.choose(wanted, history()) == number
+
+
+def test_good_is_another_one_than_what_runs() -> None:
+    states = history()
+    states = {host: {**state, "current": 2} for host, state in states.items()}
+    assert generations.choose("good", states) == 1
+
+
+@pytest.mark.parametrize("wanted", ["good", "current", "7", "last"])
+def test_what_is_not_there_is_refused_with_what_is(wanted: str) -> None:
+    with pytest.raises(AscentError, match="kept: none"):
+        generations.choose(wanted, NOTHING)
+
+
+def test_a_rollback_of_a_rollback_has_nothing_to_go_to() -> None:
+    states = after(plan("h1"), "sha256:1", NOTHING)
+    states["a3-01"]["good"] = {"generations": [{"number": 1, "plan_hash": "h1"}]}
+    with pytest.raises(AscentError, match="rollback_to"):
+        generations.choose("good", states)

@@ -1,5 +1,6 @@
 """The live view: its lines one by one, and what an operator sees of real runs."""
 
+import json
 import re
 
 import pytest
@@ -168,3 +169,31 @@ def test_more_verbose_shows_hosts_as_the_default_view_does(tmp_path):
 def test_colours_where_they_are_wanted(tmp_path):
     outcome = play(tmp_path, BAD, environment={"ANSIBLE_FORCE_COLOR": "1"})
     assert re.search("\x1b\\[0;31m✗ n2", outcome.output)
+
+
+LOOP = """
+- name: Provision
+  hosts: clusters
+  vars: {ascent_stage: provision}
+  tasks:
+    - name: Loop
+      tell: {fails: "{{ item }}", say: {stderr: "detail of {{ item }}"}}
+      loop: ["", "the disk is full", "the tag is unknown"]
+      when: inventory_hostname == 'n2'
+"""
+
+
+def test_a_failed_loop_shows_what_its_items_said(tmp_path):
+    outcome = play(tmp_path, LOOP)
+    assert outcome.rc == 2, outcome.output
+    assert re.search(r"item the disk is full:\n +the disk is full\n +detail of the disk is full\n", outcome.output)
+    assert "the tag is unknown" in outcome.output
+    assert "One or more items failed" not in outcome.output
+    (found,) = json.loads((outcome.latest / "provision.json").read_text())["findings"]
+    assert (found["id"], found["host"]) == ("task-failed", "n2")
+    assert found["evidence"].splitlines() == [
+        "the disk is full: the disk is full",
+        "the disk is full: detail of the disk is full",
+        "the tag is unknown: the tag is unknown",
+        "the tag is unknown: detail of the tag is unknown",
+    ]

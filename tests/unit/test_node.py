@@ -94,9 +94,11 @@ def make(root, **answers):
         {
             **answers,
             "npu-smi info -t health": (0, (TRANSCRIPTS / "npu-smi/health-warning.txt").read_text(), ""),
+            "npu-smi info -t board": (0, (TRANSCRIPTS / "npu-smi/board.txt").read_text(), ""),
             "npu-smi info": (0, (TRANSCRIPTS / "npu-smi/a3-98.txt").read_text(), ""),
             "ip -o addr": (0, IP, ""),
             "docker version": (0, "26.1.0\n", ""),
+            "docker images": (0, f"q.io/e@sha256:{'1' * 64}\n<none>@sha256:{'2' * 64}\nlocal@<none>\n", ""),
             "docker ps": (0, '{"ID":"abc","Names":"x"}\n', ""),
             "docker inspect": (0, json.dumps(INSPECT), ""),
         }
@@ -128,6 +130,8 @@ def test_everything_of_a_node(root):
     assert (facts["npu"]["driver"]["version"], facts["npu"]["firmware"]["version"]) == ("25.2.0", "7.7.0.6.236")
     assert facts["npu"]["hccn"] == {"0": {"address": "198.51.100.7"}}
     assert facts["npu"]["error"] is None
+    assert (facts["npu"]["packages"]["unfinished"], facts["npu"]["cann"], facts["gpu"]) == (None, None, None)
+    assert facts["container_engine"]["images"] == [f"q.io/e@sha256:{'1' * 64}"]
     container = facts["container_engine"]["containers"][0]
     assert (container["name"], container["state"], container["exit_code"]) == ("ascent-decode-0", "exited", 137)
     assert (container["labels"], container["restarts"]) == ({"ascent.process": "decode-0"}, 4)
@@ -147,7 +151,8 @@ def test_bare_node_is_nulls_with_reasons_not_an_error(tmp_path):
     assert facts["container_engine"]["installed"] is False
     assert facts["network"]["addresses"] == []
     assert facts["weights"]["present"] is False
-    assert facts["state"] == {"current": None, "generations": [], "fabric": None, "smoke_bench": None, "error": None}
+    nothing = dict.fromkeys(("current", "fabric", "smoke_bench", "good", "error"))
+    assert facts["state"] == {**nothing, "generations": [], "files": {}}
 
 
 def test_tool_failure_is_told_with_its_code(root):
@@ -156,6 +161,30 @@ def test_tool_failure_is_told_with_its_code(root):
     npu = node.gather(reader, "c1", ["npu"])["npu"]
     assert npu["info"] is None
     assert "-8005" in npu["error"]
+
+
+def test_what_is_live_is_told_beside_what_is_on_the_disk(root):
+    reader, _programs = make(root)
+    npu = node.gather(reader, "c1", ["npu"])["npu"]
+    assert set(npu["live"]) == {"driver", "firmware", "compatibility"}
+    assert npu["live"]["driver"] == npu["info"]["driver_version"]
+    assert npu["live"]["firmware"]
+
+
+def test_nvidia_devices_are_read_or_their_driver_is_said_to_fail(root):
+    files(root, {"/usr/bin/nvidia-smi": ""})
+    line = "0, NVIDIA H200, GPU-1, 570.86.15, 143771, 4\n"
+    reader, programs = make(root, **{"--query-gpu": (0, line, "")})
+    gpu = node.gather(reader, "c1", ["npu"])["gpu"]
+    assert (gpu["driver"], gpu["error"]) == ("570.86.15", None)
+    assert gpu["devices"] == [
+        {"index": 0, "name": "NVIDIA H200", "uuid": "GPU-1", "memory_total_mb": 143771, "memory_used_mb": 4}
+    ]
+    programs.answers["--query-gpu"] = (9, "NVIDIA-SMI has failed", "")
+    gpu = node.gather(reader, "c1", ["npu"])["gpu"]
+    assert (gpu["driver"], gpu["error"]) == (None, "NVIDIA-SMI has failed")
+    programs.answers["--query-gpu"] = (0, "no devices were found\n", "")
+    assert "expected 6 columns" in node.gather(reader, "c1", ["npu"])["gpu"]["error"]
 
 
 def test_unhealthy_device_brings_its_codes(root):

@@ -156,7 +156,7 @@ def test_topology_with_and_without_affinity():
     a3 = npu_smi.parse_topology(read("topo-a3"))
     assert (a3["links"]["0-1"], a3["links"]["0-2"], a3["cpu_affinity"]) == ("SIO", "HCCS", {})
     with pytest.raises(ParseError, match="one row for each"):
-        npu_smi.parse_topology(read("topo-a2").split("NPU3       HCCS")[0])
+        npu_smi.parse_topology(read("topo-a2").split("\tNPU3       HCCS")[0])
 
 
 ALL_TEXTS = [path.read_bytes().decode() for path in sorted(TRANSCRIPTS.glob("*.txt"))]

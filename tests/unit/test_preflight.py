@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ascent import planner, preflight, versions
+from ascent import planner, preflight
 from tests.unit import planning_inputs as inputs
+from tests.unit.ready_nodes import node
 
 ROOT = Path(__file__).parents[2]
 TRANSCRIPTS = ROOT / "tests" / "transcripts"
@@ -26,67 +27,6 @@ def _plan():
 @pytest.fixture
 def plan():
     return copy.deepcopy(_plan())
-
-
-def device(number, **values):
-    return {
-        "npu_id": number // 2,
-        "chip_id": number % 2,
-        "phy_id": number,
-        "name": "Ascend910",
-        "health": "OK",
-        "hbm_used_mb": 3100,
-        "hbm_total_mb": 65536,
-        **values,
-    }
-
-
-def node(plan, host):
-    """What node_info reads of a node that is ready."""
-    planned = plan["hosts"][host]
-    files = sorted(
-        {file.split(":")[0] for one in plan["processes"] if one["host"] == host for file in one["container"]["devices"]}
-    )
-    return {
-        "system": {
-            "machine": "aarch64",
-            "python": "3.9.9",
-            "memory_mb": 2**20,
-            "shm_mb": 1024,
-            "proxies": {},
-            "time": 1.0,
-        },
-        "network": {
-            "addresses": [
-                {"nic": "lo", "address": "127.0.0.1", "prefix": 8},
-                {"nic": planned["nic"], "address": planned["node_ip"], "prefix": 16},
-            ],
-            "listening": [22],
-            "ephemeral": [32768, 60999],
-            "reserved": ",".join(planned["reserved_ports"]),
-        },
-        "disk": {"/var/lib/docker": {"free_mb": 10**6, "total_mb": 2 * 10**6}},
-        "npu": {
-            "info": {"devices": [device(number) for number in range(16)], "processes": []},
-            "error": None,
-            "device_files": files,
-            "driver": versions.parse_driver("Version=25.5.2\ncompatible_version_fw=[7.0.0,8.9.9]\n"),
-            "firmware": versions.parse_firmware("Version=7.8.0.6.201\ncompatible_version_drv=[25.5,25.5.]\n"),
-            "install": {"status": "complete"},
-            "health": [],
-        },
-        "container_engine": {"installed": True, "running": True, "containers": []},
-        "weights": {
-            "directory": "/m",
-            "present": True,
-            "complete": True,
-            "missing": [],
-            "pointers": [],
-            "truncated": [],
-            "bytes": 1,
-        },
-        "state": {"current": None, "generations": [], "fabric": None},
-    }
 
 
 @pytest.fixture
@@ -143,7 +83,7 @@ def wrong_image(one, plan):
 FAULTS = {
     "python-too-old": lambda one, plan: one["system"].update(python="3.6.8"),
     "D28": lambda one, plan: one["system"].update(memory_mb=4096),
-    "D16": lambda one, plan: one["disk"].update({"/var/lib/docker": {"free_mb": 5000, "total_mb": 10**6}}),
+    "D16": lambda one, plan: one["disk"].update({"/var/lib/docker": {"free_mb": 5000, "total_mb": 10**6, "device": 1}}),
     "container-engine": lambda one, plan: one["container_engine"].update(running=False, error="refused"),
     "C07": lambda one, plan: one["network"]["addresses"][1].update(nic="eth9"),
     "D01": lambda one, plan: one["network"]["listening"].append(planned_port("api")),
@@ -167,15 +107,49 @@ FAULTS = {
     "D17": lambda one, plan: one["weights"].update(missing=["model-3.safetensors"]),
     "D18": lambda one, plan: one["weights"].update(pointers=["model-3.safetensors"]),
     "D19": lambda one, plan: one["weights"].update(truncated=["model-3.safetensors"]),
+    "D34": lambda one, plan: one["weights"].update(altered=["model-3.safetensors"]),
 }
-WARNINGS = {"ports-in-ephemeral-range", "D11"}
+FAULTS |= {
+    "D15": lambda one, plan: one["system"].update(hugepages_mb=600_000),
+    "D14": lambda one, plan: one["system"]["limits"]["container_engine"].update(nofile=1024),
+    "D08": lambda one, plan: one["system"]["names"].update({FAULTY: ["127.0.1.1"]}),
+    "name-elsewhere": lambda one, plan: one["system"]["names"].update(n002=["203.0.113.9"]),
+    "D10": lambda one, plan: one["system"]["names"].update(n002=[]),
+    "D12": lambda one, plan: one["system"].update(filters=["ufw"]),
+    "selinux-enforcing": lambda one, plan: one["system"].update(selinux="enforcing"),
+    "A17": lambda one, plan: one["npu"].update(user=None),
+    "D30": lambda one, plan: one["npu"].update(hccn=None),
+    "hccn-conf-devices": lambda one, plan: one["npu"].update(
+        hccn={"20": {"address": "192.0.2.4", "netmask": "255.255.255.0"}}
+    ),
+    "C13": lambda one, plan: one["npu"].update(hccn={"3": {"address": "192.0.2.4", "netmask": "255.0.255.0"}}),
+    "mtu-differs": lambda one, plan: one["network"]["nics"][plan["hosts"][FAULTY]["nic"]].update(mtu=9000),
+    "user-ids-differ": lambda one, plan: one["npu"]["user"].update(uid=1001),
+}
+WARNINGS = {
+    "A17",
+    "D08",
+    "D10",
+    "D11",
+    "D12",
+    "D14",
+    "D15",
+    "hccn-conf-devices",
+    "mtu-differs",
+    "name-elsewhere",
+    "ports-in-ephemeral-range",
+    "selinux-enforcing",
+    "user-ids-differ",
+}
+# What a node differs in from its peers is told beside what is wrong with it.
+ALSO = {"python-too-old": [("B09", FAULTY)]}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_one_finding_on_its_host(plan, nodes, fault):
     FAULTS[fault](nodes[FAULTY], plan)
     findings = preflight.judge(plan, nodes, CATALOGUE)
-    assert [(item["id"], item["host"]) for item in findings] == [(fault, FAULTY)]
+    assert [(item["id"], item["host"]) for item in findings] == [(fault, FAULTY), *ALSO.get(fault, [])]
     assert findings[0]["severity"] == ("warning" if fault in WARNINGS else "error")
     assert all(findings[0][key] for key in ("summary", "evidence", "cause", "fix"))
 
@@ -196,7 +170,7 @@ def test_all_faults_come_at_once(plan, nodes):
 
 def test_the_inventorys_architecture_counts_and_is_told(plan, nodes):
     nodes[FAULTY]["system"].update(machine="x86_64")
-    findings = preflight.judge(plan, nodes, CATALOGUE)
+    findings = preflight.judge(plan, nodes)
     assert [(item["id"], item["severity"]) for item in findings] == [("arch-differs", "info")]
     assert FAULTY in findings[0]["evidence"]
 
@@ -250,8 +224,11 @@ def test_driver_below_what_the_catalogue_recommends_is_a_warning_and_below_the_f
     findings = preflight.judge(plan, nodes, CATALOGUE)
     assert {(item["id"], item["severity"]) for item in findings} == {("A08", "warning")}
     assert len(findings) == 3
+    # The pair that does not fit, and what to install, as the vendor calls it.
+    assert "driver 25.3.rc1 of n000 and CANN 9.0.0 of vllm-ascend v0.21.0rc1" in findings[0]["summary"]
+    assert "Atlas-A3-hdk-npu-driver_25.5.2_linux-aarch64.run" in findings[0]["fix"]
     catalogue = copy.deepcopy(CATALOGUE)
-    catalogue["drivers"][1]["floor"] = "25.5"
+    next(one for one in catalogue["drivers"] if one["cann"] == "8.5.0")["floor"] = "25.5"
     assert {item["severity"] for item in preflight.judge(plan, nodes, catalogue)} == {"error"}
     plan["engine"]["version"] = "v0.11.0"
     assert preflight.judge(plan, nodes, catalogue) == []
@@ -262,13 +239,16 @@ def test_what_provision_brings_stops_nothing(plan, nodes):
     nodes[FAULTY]["container_engine"].update(installed=False, running=False)
     nodes[FAULTY]["weights"].update(present=False)
     assert {item["severity"] for item in preflight.judge(plan, nodes)} == {"error"}
-    mended = preflight.judge(plan, nodes, provides=list(preflight.PROVIDERS))
+    mended = preflight.judge(plan, nodes, repaired=list(preflight.REPAIRS))
     assert {item["severity"] for item in mended} == {"info"}
-    FAULTS["D19"](nodes["n002"], plan)
-    worst = preflight.judge(plan, nodes, provides=list(preflight.PROVIDERS))[0]
-    assert (worst["id"], worst["severity"]) == ("D19", "error")
+    told = {item["id"]: item["fix"] for item in mended}
+    assert told["A01"] == "Nothing to do: the stage provision installs driver and firmware from npu_driver_source."
+    # A lost chip is nothing that a driver brings back.
+    FAULTS["A10"](nodes["n002"], plan)
+    worst = preflight.judge(plan, nodes, repaired=list(preflight.REPAIRS))[0]
+    assert (worst["id"], worst["severity"]) == ("A10", "error")
     with pytest.raises(ValueError, match="magic"):
-        preflight.judge(plan, nodes, provides=["magic"])
+        preflight.judge(plan, nodes, repaired=["magic"])
 
 
 @pytest.mark.parametrize(
@@ -287,9 +267,9 @@ def test_small_shared_memory_is_named(plan, nodes):
 
 def test_clocks_count_only_beyond_what_the_connection_adds(plan, nodes):
     samples = {
-        "n000": {"before": 100.0, "after": 100.2, "time": 100.1},
-        "n001": {"before": 100.0, "after": 100.2, "time": 103.6},
-        "n002": {"before": 100.0, "after": 110.0, "time": 101.0},
+        "n000": {"before": 100.0, "after": 105.2, "first": 100.1, "last": 105.1},
+        "n001": {"before": 100.0, "after": 100.2, "first": 103.6, "last": 103.6},
+        "n002": {"before": 100.0, "after": 110.0, "first": 101.0, "last": 101.0},
     }
     offsets = preflight.clock_offsets(samples)
     assert offsets["n001"]["offset"] == pytest.approx(3.5)
@@ -303,18 +283,3 @@ def test_clocks_count_only_beyond_what_the_connection_adds(plan, nodes):
 
 def test_parts_that_were_not_read_are_not_judged(plan):
     assert preflight.judge(plan, {host: dict.fromkeys(node(plan, host)) for host in plan["hosts"]}) == []
-
-
-def test_catalogue_is_data_that_compares():
-    assert CATALOGUE["releases"]["v0.21.0rc1"]["cann"] == ["9.0.0"]
-    keys = {"vllm", "python", "cann", "torch", "torch_npu", "triton_ascend", "mooncake"}
-    for release, row in CATALOGUE["releases"].items():
-        versions.sort_key(release)
-        assert set(row) == keys
-        assert row["cann"]
-        for name in keys - {"python", "cann"}:
-            assert row[name] is None or versions.sort_key(row[name])
-        assert [versions.sort_key(version) for version in row["cann"]]
-    for entry in CATALOGUE["drivers"]:
-        assert set(entry) == {"cann", "floor", "recommended", "used", "source"}
-        assert all(entry[kind] is None or versions.sort_key(entry[kind]) for kind in ("floor", "recommended", "used"))

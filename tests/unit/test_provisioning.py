@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ascent_controller import provisioning
 
@@ -22,27 +24,6 @@ DIGEST = "sha256:" + "ab" * 32
 def test_a_reference_is_pinned_whatever_tag_or_port_it_has(reference: str, pinned: str) -> None:
     assert provisioning.at_digest(reference, DIGEST) == pinned
     assert provisioning.digest_of(pinned) == DIGEST
-
-
-def test_the_digest_is_taken_from_the_repository_that_was_asked_for() -> None:
-    image = {"RepoDigests": ["m.example/quay.io/a/b@sha256:mirror", "quay.io/a/b@sha256:origin"]}
-    assert provisioning.resolved_digest(image, "quay.io/a/b:v1") == "sha256:origin"
-    assert provisioning.resolved_digest(image, "m.example/quay.io/a/b:v1") == "sha256:mirror"
-    assert provisioning.resolved_digest(image, "quay.io/other:v1") == ""
-    assert (
-        provisioning.resolved_digest({"RepoDigests": ["debian@sha256:d"]}, "docker.io/library/debian:12") == "sha256:d"
-    )
-    assert provisioning.resolved_digest({}, "debian") == ""
-
-
-@pytest.mark.parametrize(
-    ("architecture", "machine", "ids"),
-    [("amd64", "x86_64", []), ("arm64", "aarch64", []), ("amd64", "aarch64", ["B07"]), ("arm64", "x86_64", ["B07"])],
-)
-def test_an_image_of_another_architecture_is_found(architecture: str, machine: str, ids: list[str]) -> None:
-    told = provisioning.image_findings({"Architecture": architecture}, "a:1", machine, "n1")
-    assert [item["id"] for item in told] == ids
-    assert all(item["host"] == "n1" and machine in item["evidence"] for item in told)
 
 
 PLAN = {
@@ -81,15 +62,80 @@ def test_what_one_host_found_holds_for_all_and_goes_over_the_lock() -> None:
     assert provisioning.image_digests(locks)["new:v1"] is None
 
 
-def test_results_of_a_loop_are_read_one_by_one() -> None:
-    results = [
-        {"item": "q.io/e:v1", "image": {"RepoDigests": ["q.io/e@sha256:1"], "Architecture": "arm64"}},
-        {"item": "q.io/r:v1", "image": {"RepoDigests": [], "Architecture": "amd64"}},
-        {"item": "q.io/skipped:v1", "skipped": True},
-    ]
-    assert provisioning.resolved_digests(results) == {"q.io/e:v1": "sha256:1"}
-    told = provisioning.pulled_findings(results, "aarch64", "n1")
-    assert [(item["id"], "q.io/r:v1" in item["summary"]) for item in told] == [("B07", True)]
+def test_a_lock_has_the_name_that_the_host_has() -> None:
+    own, other = f"q.io/e@{DIGEST}", f"127.0.0.1:28950/q.io/e@{DIGEST}"
+    assert provisioning.lock("q.io/e:v1", DIGEST, [other, own])["name"] == own
+    assert provisioning.lock("q.io/e:v1", DIGEST, [other])["name"] == other
+    assert provisioning.lock("q.io/e:v1", DIGEST, ["q.io/e@sha256:" + "0" * 64])["name"] == own
+    locks = provisioning.image_locks(
+        ["q.io/e:v1", "q.io/r:v1", "q.io/n:v1"], {"q.io/e:v1": {"digest": DIGEST}}, [], [other]
+    )
+    assert provisioning.images_missing(["q.io/e:v1"], locks, [other]) == []
+    assert provisioning.images_missing(["q.io/e:v1", "q.io/n:v1"], locks, []) == ["q.io/e:v1", "q.io/n:v1"]
+    assert provisioning.image_names(locks, {"q.io/e:v1": own})["q.io/e:v1"] == {**locks["q.io/e:v1"], "name": own}
+
+
+HOSTS = st.lists(st.text("abc", min_size=1, max_size=4), unique=True, min_size=1, max_size=60)
+
+
+@given(HOSTS, st.integers(1, 8))
+def test_a_tree_reaches_every_host_once_within_its_bounds(hosts: list[str], fan_out: int) -> None:
+    ways = provisioning.tree(hosts, fan_out)
+    assert list(ways) == hosts
+    parents = {host: way["above"][0] for host, way in ways.items() if way["above"]}
+    assert [host for host in hosts if host not in parents] == hosts[:1], "one has it from elsewhere"
+    for host, way in ways.items():
+        assert sum(parent == host for parent in parents.values()) <= fan_out
+        assert way["above"][-1:] == ([] if host == hosts[0] else hosts[:1]), "the way ends at the first"
+        assert all(hosts.index(above) < hosts.index(host) for above in way["above"]), "nobody waits for a later one"
+        assert sorted(way["below"]) == sorted(other for other in hosts if host in ways[other]["above"])
+        # A host of depth n has all levels above it full.
+        assert sum(fan_out**level for level in range(len(way["above"]))) <= hosts.index(host) + 1
+
+
+def locks_of(*references: str) -> dict:
+    return {one: {"reference": one, "digest": DIGEST, "name": one} for one in references}
+
+
+def pulls(missing: dict[str, list[str]], host: str, **more: object) -> dict[str, dict]:
+    addresses = {name: f"192.0.2.{number}" for number, name in enumerate(sorted(missing), 1) if name != "nX"}
+    told = provisioning.image_pulls(missing, locks_of("e", "r"), addresses, host, **more)  # type: ignore[arg-type]
+    return {one["reference"]: one for one in told}
+
+
+def test_only_hosts_that_lack_an_image_take_part() -> None:
+    missing = {"n1": [], "n2": ["e"], "n3": ["e", "r"], "n4": ["e"], "nX": ["e"]}
+    assert pulls(missing, "n1") == {}
+    assert (pulls(missing, "n2")["e"]["upstreams"], pulls(missing, "n2")["e"]["below"]) == (
+        [],
+        ["192.0.2.3", "192.0.2.4"],
+    )
+    assert pulls(missing, "n4")["e"] == {
+        "reference": "e",
+        "digest": DIGEST,
+        "spread": True,
+        "upstreams": ["192.0.2.2"],
+        "below": [],
+    }
+    assert pulls(missing, "n3")["r"]["spread"] is False, "what one host lacks comes straight from the registry"
+    assert pulls(missing, "nX")["e"]["spread"] is False
+    assert pulls(missing, "n4", distribution="direct")["e"]["spread"] is False
+
+
+def test_an_archive_goes_to_the_first_host_for_all_their_machines() -> None:
+    missing = {"n1": [], "n2": ["e"], "n3": ["e", "r"], "nX": ["e"]}
+    addresses = {"n1": "192.0.2.1", "n2": "192.0.2.2", "n3": "192.0.2.3"}
+    machines = {"n1": "x86_64", "n2": "x86_64", "n3": "aarch64", "nX": "x86_64"}
+
+    def copies(host: str) -> dict[str, list[str]]:
+        told = provisioning.image_copies(missing, locks_of("e", "r"), addresses, host, machines)
+        return {one["reference"]: one["machines"] for one in told}
+
+    assert copies("n1") == {}
+    assert copies("n2") == {"e": ["aarch64", "x86_64"]}
+    assert copies("n3") == {"r": ["aarch64"]}
+    assert copies("nX") == {"e": ["x86_64"]}
+    assert pulls(missing, "n3", archive=True, distribution="direct")["r"]["spread"] is True
 
 
 def npu(**changes: object) -> dict:
@@ -145,6 +191,7 @@ WHOLE = {
     "missing": [],
     "pointers": [],
     "truncated": [],
+    "altered": [],
     "bytes": 1,
 }
 
@@ -159,6 +206,11 @@ def test_absent_weights_say_how_to_fetch_them() -> None:
     (told,) = provisioning.weights_findings(facts, "n1", model="a/b", source="modelscope")
     assert told["id"] == "D17"
     assert "modelscope download --model a/b --local_dir /m" in told["fix"]
+    assert "--tags provision -e weights_fetch=true" in told["fix"]
+    (tried,) = provisioning.weights_findings(facts, "n1", model="a/b", source="modelscope", fetch=True)
+    assert "weights_fetch" not in tried["fix"], "that was done"
+    (local,) = provisioning.weights_findings(facts, "n1", model="a/b", source="local")
+    assert "weights_archive" in local["fix"]
 
 
 def test_hugging_face_weights_are_fetched_into_the_cache_by_their_commit() -> None:
@@ -171,9 +223,9 @@ def test_hugging_face_weights_are_fetched_into_the_cache_by_their_commit() -> No
 
 def test_every_kind_of_broken_shard_is_told_with_its_files() -> None:
     missing = [f"model-{number:05d}-of-00020.safetensors" for number in range(1, 11)]
-    facts = {**WHOLE, "missing": missing, "pointers": ["p.safetensors"], "truncated": ["t.safetensors"]}
-    told = provisioning.weights_findings(facts, "n1", model="a/b")
-    assert [item["id"] for item in told] == ["D17", "D18", "D19"]
+    broken = {"pointers": ["p.safetensors"], "truncated": ["t.safetensors"], "altered": ["config.json"]}
+    told = provisioning.weights_findings({**WHOLE, "missing": missing, **broken}, "n1", model="a/b")
+    assert [item["id"] for item in told] == ["D17", "D18", "D19", "D34"]
     assert told[0]["summary"] == "10 files of a/b are missing in /m"
     assert told[0]["evidence"].endswith("and 2 more")
     assert "p.safetensors" in told[1]["evidence"]

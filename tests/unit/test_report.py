@@ -97,6 +97,21 @@ def parsed(text):
     return checker
 
 
+def test_the_table_of_nodes_is_in_the_report(tmp_path):
+    folder = recorded(tmp_path)
+    assert "Nodes before the run" not in report.html(folder)
+    table = {
+        "title": "Nodes before the run",
+        "columns": ["host", "driver"],
+        "rows": [["a3-01", None], [EVIL, "25.5.2"]],
+    }
+    (folder / "nodes.json").write_text(json.dumps(table))
+    text = report.html(folder)
+    assert "Nodes before the run" in text
+    assert "a3-01" in text
+    assert EVIL not in text
+
+
 def test_the_report_is_whole_escaped_and_fetches_nothing(tmp_path):
     text = report.html(recorded(tmp_path))
     tags = parsed(text).tags

@@ -13,7 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from ascent import versions
+from ascent import cann, versions
+from ascent.files import Tree
+from ascent.packages import parse_name
 from sandbox.lib import node_files, packages, plan
 from sandbox.node import driver_info
 
@@ -229,6 +231,16 @@ def test_a_fault_of_the_state_ends_it(server):
     assert (done.code, "[ERROR]Dkms install failed" in done.out) == (1, True)
 
 
+def test_a_fault_may_come_when_the_files_are_on_the_disk(server):
+    fault = {"code": None, "text": "Dkms install failed", "after": "files"}
+    server.change(faults={**server.state["faults"], "installer": fault})
+    assert server.run(driver(), "--check").code == 0
+    done = server.run(driver(), "--upgrade", "--quiet")
+    assert (done.code, "[ERROR]Dkms install failed" in done.out) == (1, True)
+    assert server.text("usr/local/Ascend/driver/version.info").startswith("Version=25.2.0\n")
+    assert "Driver_Install_Status" not in server.text("etc/ascend_install.info")
+
+
 def test_it_asks_before_it_overwrites_and_takes_no_for_an_answer(server):
     assert server.run(driver(), "--full", answers="n\n").code == 0
     assert server.text("usr/local/Ascend/driver/version.info").startswith("Version=25.5.2\n")
@@ -269,6 +281,12 @@ def test_cann_lies_where_its_release_puts_it(bare, version, home):
     assert versions.parse_cann((base / home / "ascend_toolkit_install.info").read_text())["version"] == version
     for package in (packages.kernels("A3", "x86_64", version), packages.nnal("x86_64", version)):
         assert bare.run(package, "--install", "--quiet").code == 0
+        named = parse_name(package.name)
+        assert (named["version"], named["machine"]) == (version, "x86_64")
+    found = cann.find(Tree(str(bare.root)), "x86_64")
+    assert (found["version"], found["kernels"], found["nnal"]["version"]) == (version, version, version)
+    script = "cann-8.5.0/set_env.sh" if home.startswith("cann-") else "ascend-toolkit/set_env.sh"
+    assert found["environment"] == f"/usr/local/Ascend/{script}"
     assert (base / "nnal/atb/latest/atb/cxx_abi_1/lib/libatb.so").exists()
     assert bare.run(toolkit, "--uninstall", "--quiet").code == 0
     assert not (base / home).exists()
@@ -296,8 +314,8 @@ def test_every_profile_gets_its_packages_once():
         "Ascend-cann-toolkit_8.5.0_linux-aarch64.run",
         "Ascend-hdk-910b-npu-driver_25.5.2_linux-aarch64.run",
         "Ascend-hdk-910b-npu-firmware_7.8.0.6.201.run",
-        "Ascend-hdk-A3-npu-driver_25.5.2_linux-aarch64.run",
-        "Ascend-hdk-A3-npu-firmware_7.8.0.6.201.run",
+        "Atlas-A3-hdk-npu-driver_25.5.2_linux-aarch64.run",
+        "Atlas-A3-hdk-npu-firmware_7.8.0.6.201.run",
     ]
 
 

@@ -36,6 +36,18 @@ def test_the_repository_s_own_inventory_is_three_a3_nodes():
     assert found.registry == "198.18.0.2:5000"
 
 
+def test_what_the_first_host_has_for_itself_is_not_the_others(tmp_path):
+    (tmp_path / "hosts.yml").write_text(
+        "all: {children: {clusters: {children: {one: {vars: {sandbox_subnet: 198.18.0.0/18, sandbox_profile: a2,"
+        " sandbox_services: 198.18.0.2},"
+        " hosts: {a: {ansible_host: 198.18.0.11, sandbox_os: trixie, sandbox_disks: {/srv: 16M}},"
+        " b: {ansible_host: 198.18.0.12}}}}}}}"
+    )
+    first, second = plan.from_inventory(tmp_path).nodes
+    assert (first.suite, dict(first.disks)) == ("trixie", {"/srv": 16})
+    assert (second.suite, dict(second.disks)) == ("bookworm", {})
+
+
 def test_a_group_has_to_be_named_when_there_are_two(tmp_path):
     (tmp_path / "hosts.yml").write_text(
         """

@@ -27,7 +27,8 @@ def numbered(letter: str, *ranges: tuple[int, int]) -> list[str]:
 
 
 ROWS = [
-    *numbered("A", (30, 41)),
+    *numbered("A", (1, 25), (30, 41)),
+    *numbered("B", (1, 18)),
     *numbered("C", (1, 23), (30, 39)),
     *numbered("D", (1, 11)),
     *numbered("E", (1, 9)),

@@ -162,6 +162,7 @@ def health():
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
+            server.asked.set()
             self.send_response(200 if server.ready.is_set() else 503)
             self.end_headers()
 
@@ -169,7 +170,7 @@ def health():
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.ready = threading.Event()
+    server.ready, server.asked = threading.Event(), threading.Event()
     server.url = f"http://127.0.0.1:{server.server_port}/health"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
@@ -530,7 +531,14 @@ def deployed(directory, url):
 def test_watching_a_launch_that_succeeds(tmp_path, health):
     node, playbook = deployed(tmp_path, health.url)
     node.say("ascent-decode-0-head", "Loading safetensors checkpoint shards: 50% Completed", at=0.01)
-    threading.Timer(5, health.ready.set).start()
+
+    def come_up():
+        # Some looks after the watch has begun, however long the machine takes to begin it.
+        health.asked.wait(60)
+        time.sleep(5)
+        health.ready.set()
+
+    threading.Thread(target=come_up, daemon=True).start()
     outcome = play(tmp_path, playbook, environment=node.environment)
     assert outcome.rc == 0, outcome.output
     assert "decode-0-head weights 50 %" in outcome.output

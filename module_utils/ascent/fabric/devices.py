@@ -15,8 +15,8 @@ from ..errors import AscentError
 from . import addresses, hosts, switches
 from .common import Device, Findings, fabric_devices, found, majority, names
 
-#: Options without which nothing can be said of a device's network; of others a missing answer is a warning.
-_ESSENTIAL = ("link", "tls")
+#: Beside its address, what has to be known of a device's port; of other options a missing answer is a warning.
+_ESSENTIAL = ("link",)
 #: What each state of the network check means, and what to do. Success is the good one.
 _HEALTH = {
     "Socket fail": (
@@ -35,7 +35,7 @@ _HEALTH = {
 _HARMLESS = ("Init", "Detect ip set", "Unknown")
 #: Counters that only grow when something goes wrong. Pauses (PFC) are part of normal traffic under load.
 _ERROR_COUNTER = re.compile(
-    r"bad|err|fcs|crc|rty|retry|retrans|timeout|drop|discard|out_of_order|undersize|oversize", re.I
+    r"bad|err|fcs|crc|rty|retry|retrans|timeout|drop|discard|unexpected|out_of_order|undersize|oversize", re.I
 )
 _NOT_AN_ERROR = re.compile(r"pause|pfc", re.I)
 #: A lane with less than this part of the cluster's usual power is about to fail, where the module tells no limits.
@@ -345,6 +345,12 @@ def _down(devices: Sequence[Device], severity: str, what: str, evidence: str, vi
         for port in (view.value((host, number), "lldp", "interfaces") or ())[:1]
     ]
     dark = [device for device in devices if view.value(device, "optical", "present") is False]
+    light = [
+        f"device {number}: {name} {item['text']}"
+        for host, number in devices
+        for name, item in (view.value((host, number), "optical", "items") or {}).items()
+        if name.lower().startswith("rx") and (_is_power(name) or _light(name, item, {}, {}))
+    ]
     return found(
         "C10",
         severity,
@@ -352,7 +358,7 @@ def _down(devices: Sequence[Device], severity: str, what: str, evidence: str, vi
         devices=devices,
         evidence=evidence
         + (f"; no optical module: {names(dark)}" if dark else "")
-        + "".join(f"; {one}" for one in ports[:_SHOWN]),
+        + "".join(f"; {one}" for one in (*ports[:_SHOWN], *light[:_SHOWN])),
         cause="Optical module, cable or switch port; or somebody took it down with hccn_tool -link -s down.",
         fix="hccn_tool -i DEVICE -optical -g and -link_stat -g; reseat or replace; then hccn_tool -i DEVICE -link "
         "-s up.",
@@ -654,6 +660,9 @@ def _optical(view: _View) -> Findings:
     reasons: Dict[Device, List[str]] = {}
     dark: Set[Device] = set()
     for device in view.devices:
+        # What a port shows that is down is told with the link.
+        if view.value(device, "link", "link") == "DOWN":
+            continue
         items = view.value(device, "optical", "items") or {}
         told = []
         for name, item in items.items():

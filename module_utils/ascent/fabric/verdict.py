@@ -161,19 +161,9 @@ def table(
 ) -> Dict[str, Any]:
     """One row a node: what it has, how it answers, and what stands against it."""
     columns = [
-        "node",
-        "devices",
-        "links up",
-        "addresses",
-        "TLS",
-        "firmware",
-        "pairs",
-        "lost",
-        "median us",
-        "worst us",
+        "node", "verdict", "devices", "up", "addresses", "TLS", "firmware", "pairs", "lost", "median us", "worst us",
         "errors",
-        "verdict",
-    ]
+    ]  # fmt: skip
     rows = []
     for host, planned in plan["hosts"].items():
         entries = [
@@ -191,6 +181,7 @@ def table(
         rows.append(
             [
                 host,
+                "bad" if errors else "warned" if warnings else "good",
                 len(planned["devices"]),
                 _count(entries, lambda entry: (entry.get("link") or {}).get("link") == "UP"),
                 _count(entries, lambda entry, plane=plane: bool((entry.get(plane) or {}).get("address"))),
@@ -201,7 +192,6 @@ def table(
                 _round(median),
                 _round(max(times, default=None)),
                 ", ".join(errors) or "-",
-                "bad" if errors else "warned" if warnings else "good",
             ]
         )
     return {"title": "Fabric", "columns": columns, "rows": rows}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["bench_due", "endpoint_host", "health_endpoints", "version_urls"]
+__all__ = ["bench_due", "endpoint_host", "health_endpoints", "traffic_engines", "version_urls"]
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ def health_endpoints(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every process that answers a health request, as the module `endpoint_health` takes them, engines before routers.
 
     A process is named by its instance, so that a finding says what the operator knows; where an instance has a server
-    for each rank, and beside the engines, by itself. Each server is asked for its own list of models.
+    for each rank, and beside the engines, by itself. Each server is asked for its own list of models and its counters.
     """
     several = {instance["name"] for instance in plan["instances"] if len(instance["endpoints"]) > 1}
     served = {end["url"] for instance in plan["instances"] for end in instance["endpoints"]}
@@ -32,9 +32,43 @@ def health_endpoints(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "name": process["name"] if instance is None or instance in several else instance,
                 "host": process["host"],
                 "url": process["health"],
-                **({"models_url": f"{base}/v1/models"} if base in served else {}),
+                **({"models_url": f"{base}/v1/models", "metrics_url": f"{base}/metrics"} if base in served else {}),
             }
         )
+    return found
+
+
+def traffic_engines(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every server of the plan with its ranks and what it is set up to do, as the module `functional_check` takes them.
+
+    A server is named as in `health_endpoints`. One that serves a whole instance counts for all ranks of it, one of
+    several for its own.
+    """
+    by_name = {process["name"]: process for process in plan["processes"]}
+    found = []
+    for instance in plan["instances"]:
+        servers = [by_name[name] for name in instance["processes"] if by_name[name]["health"]]
+        for end in instance["endpoints"]:
+            process = next((one for one in servers if one["health"] == f"{end['url']}/health"), None)
+            parallel = (process or {}).get("parallel")
+            if process is None or not parallel:
+                continue
+            words = [word for line in process["argv"] for word in line]
+            several = len(instance["endpoints"]) > 1
+            found.append(
+                {
+                    "name": process["name"] if several else instance["name"],
+                    "host": process["host"],
+                    "role": process["role"],
+                    "metrics_url": f"{end['url']}/metrics",
+                    "ranks": parallel["data_local"] if several else parallel["data"],
+                    "prefix_caching": "--no-enable-prefix-caching" not in words,
+                    "speculative": "--speculative-config" in words,
+                    "max_model_len": int(words[words.index("--max-model-len") + 1])
+                    if "--max-model-len" in words
+                    else None,
+                }
+            )
     return found
 
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-__all__ = ["keeper", "node", "nodes", "of_plan", "plan"]
+__all__ = ["interpreter", "keeper", "node", "nodes", "of_plan", "plan"]
 
 from collections.abc import Mapping
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
+
+_PYTHON = "/usr/bin/python3"
+
+
+def interpreter(hostvars: Mapping[str, Any]) -> str:
+    """A host's Python: the configured one, else the one that Ansible found, else the usual one."""
+    configured = str(hostvars.get("ansible_python_interpreter") or "auto")
+    if not configured.startswith("auto"):
+        return configured
+    known = hostvars.get("ansible_facts") or {}
+    return str(known.get("discovered_interpreter_python") or _PYTHON)
 
 
 def keeper(task_vars: Mapping[str, Any]) -> str:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 __all__ = ["JUDGES", "told"]
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import yaml
 
-from ascent import preflight, serving
+from ascent import memory, preflight, serving, status
 from ascent.fabric import collectives, control_plane, devices, pairs, verdict
 from ascent.findings import failed, finding, message, sort_findings
+from ascent_controller import loader, render
 from ascent_controller.loader import ROOT
 
 Plan = Mapping[str, Any]
@@ -104,25 +106,36 @@ def _fabric(
     }
 
 
-def _preflight(plan: Plan, facts: Facts, *, image_gb: float, clock_skew_seconds: float) -> dict[str, Any]:
-    """Judges the nodes as they are before anything is changed; engine and tuning are later stages' to bring."""
+def _preflight(
+    plan: Plan,
+    facts: Facts,
+    *,
+    image_gb: float,
+    memory_gb: float,
+    clock_skew_seconds: float,
+    accepted_systems: Sequence[str],
+    repaired: Sequence[str],
+) -> dict[str, Any]:
+    """Judges the nodes as they are before anything is changed; what later stages ``repaired`` stops nothing."""
     nodes = _nodes(facts)
     table = ROOT / "catalog" / "versions" / f"{plan['engine']['name']}.yml"
-    samples = {
-        host: {**node["clock"], "time": node["system"]["time"]}
-        for host, node in nodes.items()
-        if node and node.get("clock") and node.get("system")
-    }
+    offsets = preflight.clock_offsets(
+        {host: node["clock"] for host, node in nodes.items() if node and "before" in (node.get("clock") or {})}
+    )
     findings = preflight.judge(
         plan,
         nodes,
         yaml.safe_load(table.read_text(encoding="utf-8")) if table.is_file() else None,
-        offsets=preflight.clock_offsets(samples),
+        offsets=offsets,
+        weights_bytes=memory.weights_bytes(loader.model(plan["model"]["id"])),
         image_gb=image_gb,
+        memory_gb=memory_gb,
         clock_skew_seconds=clock_skew_seconds,
-        provides=("container_engine", "tuning"),
+        accepted_systems=accepted_systems,
+        repaired=repaired,
     )
-    return {"findings": findings}
+    overview = preflight.overview(plan, nodes, findings, offsets)
+    return {"findings": findings, "table": overview, "record": {"nodes.json": overview}}
 
 
 def _serving(plan: Plan, facts: Facts, *, endpoints: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -137,10 +150,22 @@ def _collectives_gate(
     return collectives.gate(plan, _nodes(facts), wanted, depth, hosts, tests)
 
 
+def _status(
+    plan: Plan, facts: Facts, *, endpoints: Sequence[Mapping[str, Any]], digests: Mapping[str, str]
+) -> dict[str, Any]:
+    """Compares what runs with what the current generation wrote."""
+    written = {
+        host: {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+        for host, texts in render.files(plan).items()
+    }
+    return status.judge(plan, _nodes(facts), endpoints, written, digests)
+
+
 JUDGES: dict[str, Callable[..., Mapping[str, Any]]] = {
     "collectives_gate": _collectives_gate,
     "fabric": _fabric,
     "fabric_gate": _fabric_gate,
     "preflight": _preflight,
     "serving": _serving,
+    "status": _status,
 }

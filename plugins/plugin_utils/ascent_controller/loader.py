@@ -498,6 +498,11 @@ def _cut(data: Any, path: list[Any]) -> None:
             return
 
 
+def model(id: str, root: Path = ROOT) -> dict[str, Any] | None:
+    """What the catalogue knows of a model by any of its names; None if nothing."""
+    return _model_facts({"model": {"id": id}}, root)[0]
+
+
 def _model_facts(recipe: Mapping[str, Any], root: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """What the catalogue knows of the recipe's model: the family's facts with the variant's over them.
 

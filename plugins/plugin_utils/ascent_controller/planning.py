@@ -92,8 +92,9 @@ def memory_lines(estimates: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def complete_host(host: Mapping[str, Any], facts: Mapping[str, Any] | None) -> dict[str, Any]:
     """A host with ``node_ip``, ``nic`` and ``arch`` filled in from what the node told (``ascent_node``), where missing.
 
-    Values of the inventory are never replaced. The address is ``ansible_host`` if that is one of the node's addresses,
-    else the node's only address that is not its loopback; if neither is clear it stays out.
+    Values of the inventory are never replaced, but ``arm64`` and ``amd64`` are spelled as the kernel does. The address
+    is ``ansible_host`` if that is one of the node's addresses, else the node's only address that is not its loopback;
+    if neither is clear it stays out.
     """
     result = dict(host)
     network = (facts or {}).get("network") or {}
@@ -107,11 +108,14 @@ def complete_host(host: Mapping[str, Any], facts: Mapping[str, Any] | None) -> d
             result["node_ip"] = next(iter(addresses))
     if not result.get("nic") and result.get("node_ip") in addresses:
         result["nic"] = addresses[result["node_ip"]]
-    if not result.get("arch"):
-        machine = ((facts or {}).get("system") or {}).get("machine")
-        if machine:
-            result["arch"] = machine
+    machine = result.get("arch") or ((facts or {}).get("system") or {}).get("machine")
+    if machine:
+        result["arch"] = MACHINES.get(machine, machine)
     return result
+
+
+#: Names that container engines give to CPU architectures -> those of `uname -m`, by which libraries are laid out.
+MACHINES = {"arm64": "aarch64", "amd64": "x86_64"}
 
 
 #: CPU architecture of stand-in hosts, unless told otherwise.

@@ -6,47 +6,35 @@ All functions are pure; the filters in plugins/filter/ascent_provisioning.py han
 from __future__ import annotations
 
 __all__ = [
+    "ARCHITECTURES",
     "at_digest",
     "digest_of",
     "driver_findings",
     "due",
+    "image_copies",
     "image_digests",
-    "image_findings",
     "image_locks",
+    "image_names",
+    "image_pulls",
     "image_resolvers",
+    "images_missing",
     "lock",
-    "pulled_findings",
-    "repository",
-    "resolved_digest",
-    "resolved_digests",
+    "node_addresses",
+    "package_finding",
+    "tree",
     "weights_findings",
 ]
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ascent import package_archive
 from ascent.errors import ParseError
 from ascent.findings import finding
 from ascent.generations import images_of
+from ascent.hubs import ENDPOINTS
+from ascent.image_pulls import ARCHITECTURES, held
 from ascent.versions import compare, firmware_fits
-
-#: ``uname -m`` to the architecture that an image of it carries.
-ARCHITECTURES = {"aarch64": "arm64", "arm64": "arm64", "x86_64": "amd64", "amd64": "amd64"}
-
-
-def repository(reference: str) -> str:
-    """The repository of an image reference, without tag and digest, as the engine prints it.
-
-    >>> repository("docker.io/library/debian:12"), repository("192.0.2.1:5000/ascend/vllm-ascend:v1")
-    ('debian', '192.0.2.1:5000/ascend/vllm-ascend')
-    """
-    name = reference.split("@", 1)[0]
-    head, slash, last = name.rpartition("/")
-    name = head + slash + last.split(":", 1)[0]
-    for prefix in ("docker.io/library/", "index.docker.io/library/", "docker.io/", "index.docker.io/"):
-        if name.startswith(prefix):
-            return name[len(prefix) :]
-    return name
 
 
 def digest_of(reference: str) -> str:
@@ -67,26 +55,16 @@ def at_digest(reference: str, digest: str) -> str:
     return f"{reference.split('@', 1)[0].removesuffix(_tag(reference))}@{digest}"
 
 
-def resolved_digest(image: Mapping[str, Any], reference: str) -> str:
-    """The digest of an inspected image in ``reference``'s repository; empty when it never came from there."""
-    wanted = repository(reference)
-    for entry in image.get("RepoDigests") or []:
-        if repository(entry) == wanted:
-            return digest_of(entry)
-    return ""
+def lock(reference: str, digest: str | None, present: Iterable[str] = ()) -> dict[str, str | None]:
+    """An image by its digest: the name that the host has for it, else its reference by digest.
 
-
-def lock(reference: str, digest: str | None) -> dict[str, str | None]:
-    """An image by its digest; without one the name is the reference.
+    ``present`` are the names by digest of the host's images. Without a digest the name is the reference.
 
     >>> lock("quay.io/ascend/vllm-ascend:v1", "sha256:abc")["name"]
     'quay.io/ascend/vllm-ascend@sha256:abc'
     """
-    return {
-        "reference": reference,
-        "digest": digest or None,
-        "name": at_digest(reference, digest) if digest else reference,
-    }
+    name = (held(reference, digest, present) or at_digest(reference, digest)) if digest else reference
+    return {"reference": reference, "digest": digest or None, "name": name}
 
 
 def image_resolvers(plan: Mapping[str, Any], hosts: Sequence[str]) -> dict[str, str]:
@@ -117,53 +95,121 @@ def due(
 
 
 def image_locks(
-    references: Iterable[str], locked: Mapping[str, Mapping[str, Any]], found: Iterable[Mapping[str, str] | None]
+    references: Iterable[str],
+    locked: Mapping[str, Mapping[str, Any]],
+    found: Iterable[Mapping[str, str] | None],
+    present: Iterable[str] = (),
 ) -> dict[str, dict[str, str | None]]:
-    """All images by reference, each by the digest it carries, or what hosts have just ``found``, or the locked one."""
+    """All images by reference, each by the digest it carries, or what hosts have just ``found``, or the locked one.
+
+    Their names are those of one host, whose images are ``present`` (see `lock`).
+    """
     fresh = {reference: digest for one in found for reference, digest in (one or {}).items()}
     known = {reference: (one or {}).get("digest") for reference, one in locked.items()}
-    names = sorted({*references, *known, *fresh})
-    return {one: lock(one, digest_of(one) or fresh.get(one) or known.get(one)) for one in names}
+    names, mine = sorted({*references, *known, *fresh}), list(present)
+    return {one: lock(one, digest_of(one) or fresh.get(one) or known.get(one), mine) for one in names}
+
+
+def images_missing(
+    references: Iterable[str], locks: Mapping[str, Mapping[str, Any]], present: Iterable[str]
+) -> list[str]:
+    """The references whose image a host has not, or of which nobody knows the digest yet."""
+    mine = list(present)
+    return [one for one in references if not (digest := locks[one]["digest"]) or not held(one, digest, mine)]
+
+
+def tree(hosts: Sequence[str], fan_out: int) -> dict[str, dict[str, list[str]]]:
+    """Who hands something on to whom: ``{"above": [nearest first], "below": [all]}`` for each host.
+
+    The first host has it from elsewhere. Each hands it on to at most ``fan_out`` others, which come after it in order,
+    so that with few forks nobody waits for a host whose turn comes later.
+
+    >>> tree(["a", "b", "c", "d"], 2)["d"]
+    {'above': ['b', 'a'], 'below': []}
+    """
+    ways: dict[str, dict[str, list[str]]] = {}
+    for number, host in enumerate(hosts):
+        parent = hosts[(number - 1) // fan_out] if number else None
+        above = [] if parent is None else [parent, *ways[parent]["above"]]
+        ways[host] = {"above": above, "below": []}
+        for other in above:
+            ways[other]["below"].append(host)
+    return ways
+
+
+def image_pulls(
+    missing: Mapping[str, Sequence[str]],
+    locks: Mapping[str, Mapping[str, Any]],
+    addresses: Mapping[str, str],
+    host: str,
+    *,
+    distribution: str = "tree",
+    fan_out: int = 2,
+    archive: bool = False,
+) -> list[dict[str, Any]]:
+    """What ``host`` has to do for its missing images, as the module ``image_pull`` takes it.
+
+    ``missing`` has each host's missing references, in the order of the play; ``addresses`` are those under which hosts
+    reach each other. A host without one gets its images by itself. An image that only one host lacks comes straight
+    from the registry; from an archive all come by the hosts' own service, which alone keeps their digests.
+    """
+    pulls = []
+    for reference in missing[host]:
+        others = [one for one, lacks in missing.items() if reference in lacks and addresses.get(one)]
+        together = host in others and len(others) > 1 and (archive or distribution == "tree")
+        way = tree(others, fan_out)[host] if together else {"above": [], "below": []}
+        pulls.append(
+            {
+                "reference": reference,
+                "digest": locks[reference]["digest"],
+                "spread": together or archive,
+                "upstreams": [addresses[one] for one in way["above"]],
+                "below": [addresses[one] for one in way["below"]],
+            }
+        )
+    return pulls
+
+
+def image_copies(
+    missing: Mapping[str, Sequence[str]],
+    locks: Mapping[str, Mapping[str, Any]],
+    addresses: Mapping[str, str],
+    host: str,
+    machines: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    """The images of an archive whose parts ``host`` gets from the controller, for itself and for the hosts below it.
+
+    ``{"reference", "digest", "machines"}`` each; ``machines`` are those of the hosts (``uname -m``) that it is for.
+    """
+    copies = []
+    for reference in missing[host]:
+        others = [one for one, lacks in missing.items() if reference in lacks and addresses.get(one)]
+        members = [host] if host not in others else others if others[0] == host else []
+        if members:
+            kinds = sorted({machines[one] for one in members})
+            copies.append({"reference": reference, "digest": locks[reference]["digest"], "machines": kinds})
+    return copies
+
+
+def image_names(locks: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The locks with the names under which the host has just got its images."""
+    return {reference: {**one, "name": names.get(reference, one["name"])} for reference, one in locks.items()}
+
+
+def package_finding(result: Mapping[str, Any], packages: Sequence[str], host: str) -> dict[str, Any]:
+    """The finding for a task that failed to install packages, from its result (`package_archive.explain`)."""
+    text = "\n".join(str(result[key]).strip() for key in ("msg", "stderr") if result.get(key))
+    return package_archive.explain(text, packages, host)
+
+
+def node_addresses(plan: Mapping[str, Any]) -> dict[str, str]:
+    """The address of each host of a plan in the network of the hosts."""
+    return {name: host["node_ip"] for name, host in plan["hosts"].items()}
 
 
 def image_digests(images: Mapping[str, Mapping[str, Any]]) -> dict[str, str | None]:
     """Digest by reference, from what `image_locks` returns."""
     return {reference: one["digest"] for reference, one in images.items()}
-
-
-def resolved_digests(results: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Digest by reference, from the results of a task that pulled one reference (``item``) after the other."""
-    told = {str(one["item"]): resolved_digest(one.get("image") or {}, str(one["item"])) for one in results}
-    return {reference: digest for reference, digest in told.items() if digest}
-
-
-def pulled_findings(results: Iterable[Mapping[str, Any]], machine: str, host: str) -> list[dict[str, Any]]:
-    """`image_findings` of all that a task has pulled."""
-    return [
-        item
-        for one in results
-        for item in image_findings(one.get("image") or {}, str(one.get("item", "")), machine, host)
-    ]
-
-
-def image_findings(image: Mapping[str, Any], reference: str, machine: str, host: str) -> list[dict[str, Any]]:
-    """B07 when the inspected image is of another architecture than the host (``uname -m``)."""
-    found = image.get("Architecture")
-    expected = ARCHITECTURES.get(machine)
-    if not found or not expected or found == expected:
-        return []
-    return [
-        finding(
-            "B07",
-            "error",
-            f"image {reference} is for {found}, the host is {machine}",
-            host=host,
-            stage="provision",
-            evidence=f"docker image inspect: Architecture {found}; uname -m: {machine}",
-            cause="the tag, or the registry mirror behind it, holds the image of one architecture only",
-            fix=f"name an image for {expected} in the recipe, or mirror the tag with all its architectures",
-        )
-    ]
 
 
 def driver_findings(
@@ -219,17 +265,20 @@ def driver_findings(
 
 
 def weights_findings(
-    weights: Mapping[str, Any] | None, host: str, *, model: str, source: str = ""
+    weights: Mapping[str, Any] | None, host: str, *, model: str, source: str = "", fetch: bool = False
 ) -> list[dict[str, Any]]:
-    """D17 to D19 when the model's directory is absent or incomplete (facts ``ascent_node.weights``)."""
+    """D17 to D19 when the model's directory is absent or incomplete, D34 when files are not those that were verified.
+
+    ``weights`` is the fact ``ascent_node.weights``. ``fetch``: the role has tried to fetch it already.
+    """
     if not weights:
         return []
     directory = weights["directory"]
-    fetch = _fetch(model, source, directory)
+    advice = _fetch(model, source, directory, offer=not fetch)
 
     def problem(id: str, summary: str, names: Iterable[str], cause: str) -> dict[str, Any]:
         return finding(
-            id, "error", summary, host=host, stage="provision", evidence=_some(names), cause=cause, fix=fetch
+            id, "error", summary, host=host, stage="provision", evidence=_some(names), cause=cause, fix=advice
         )
 
     if not weights.get("present"):
@@ -239,6 +288,7 @@ def weights_findings(
         ("D17", "missing", "are missing", "the copy was not finished"),
         ("D18", "pointers", "are placeholders without data", "cloned without the large files"),
         ("D19", "truncated", "are cut short", "the copy was interrupted"),
+        ("D34", "altered", "are not those that were verified", "somebody wrote them again, or restored a backup"),
     ):
         names = list(weights.get(key) or [])
         if names:
@@ -260,7 +310,7 @@ def _older(version: str, minimum: str) -> bool:
         return False
 
 
-def _fetch(model: str, source: str, directory: str) -> str:
+def _fetch(model: str, source: str, directory: str, *, offer: bool) -> str:
     # Hugging Face's client makes models--ORG--NAME and what is below it in its cache directory.
     cache, _, below = directory.partition("/models--")
     commit = below.partition("/snapshots/")[2]
@@ -269,9 +319,16 @@ def _fetch(model: str, source: str, directory: str) -> str:
         "modelscope": f"modelscope download --model {model} --local_dir {directory}",
         "huggingface": f"hf download {model}{revision} --cache-dir {cache}",
     }
+    role = "ansible-playbook deploy.yml --tags provision -e weights_fetch=true"
     if source in commands:
-        return f"fetch it on this host: {commands[source]}; or copy it from a host that has it (rsync -a)"
-    return f"put the complete model into {directory}, for instance by rsync -a from a host that has it"
+        first = f"fetch it: {role}; or on this host: " if offer else "fetch it on this host: "
+        return f"{first}{commands[source]}; or copy it from a host that has it (rsync -a)"
+    if source in ENDPOINTS and offer:
+        return f"fetch it: {role}; or put the complete model into {directory}"
+    return (
+        f"put the complete model into {directory}, for instance by rsync -a from a host that has it; or say where it "
+        "is: weights_mirror, weights_archive"
+    )
 
 
 def _some(names: Iterable[str], limit: int = 8) -> str:

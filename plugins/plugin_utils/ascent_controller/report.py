@@ -21,9 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from ascent.errors import AscentError
-from ascent_controller import console, runs
+from ascent_controller import console, fabric_picture, runs
 
 _STYLE = Path(__file__).with_suffix(".css")
+# Columns of the table of nodes that hold words.
+_FABRIC_WORDS = ("node", "TLS", "firmware", "errors", "verdict")
+_SHOWN_PAIRS = 40
 _XML_HEAD = re.compile(r"\A\s*(?:<\?xml.*?\?>\s*)?(?:<!DOCTYPE.*?>\s*)?", re.DOTALL)
 
 
@@ -48,7 +51,9 @@ def html(run_dir: Path) -> str:
         _header(run, plan),
         _stages(run),
         _findings(verdicts),
+        _nodes(run_dir),
         _answer(run_dir),
+        _fabric(run_dir),
         *(_bench(path) for path in sorted(run_dir.glob("*_bench.json"))),
         _plan(plan),
         _memory(verdicts),
@@ -198,6 +203,23 @@ def _answer(run_dir: Path) -> str:
         return ""
     prompt = f'<div class="soft">{escape(str(record["prompt"]))}</div>' if record.get("prompt") else ""
     return _section("An answer", f'{prompt}<p class="answer">{escape(str(record["text"]))}</p>')
+
+
+def _fabric(run_dir: Path) -> str:
+    """The table of nodes, the mesh as a heat map, and pairs that are good one way only (`ascent.fabric.verdict`)."""
+    record = _read(run_dir / "fabric.json")
+    if not isinstance(record, dict) or not isinstance(record.get("table"), dict):
+        return ""
+    table, matrix = record["table"], record.get("matrix") or {}
+    numeric = [index for index, name in enumerate(table["columns"]) if name not in _FABRIC_WORDS]
+    body = [_table(table["columns"], table["rows"], numeric=numeric), fabric_picture.heat_map(matrix)]
+    uneven = fabric_picture.asymmetric(matrix)
+    if uneven:
+        shown = uneven[:_SHOWN_PAIRS]
+        more = f" (the first {len(shown)} of {len(uneven)})" if len(uneven) > len(shown) else ""
+        body.append(f"<h3>Pairs that differ by direction{more}</h3>")
+        body.append(_table(["from", "to", "this way", "the other way"], shown))
+    return _section("Fabric", "".join(body))
 
 
 def _bench(path: Path) -> str:
@@ -405,6 +427,15 @@ def _memory(verdicts: Sequence[Mapping[str, Any]]) -> str:
         "reckoned",
     ]
     return _section("Memory of one device, GiB", _table(columns, rows, numeric=range(1, 7)) if rows else "")
+
+
+def _nodes(run_dir: Path) -> str:
+    """What preflight saw of each node (``nodes.json``): a table as `ascent.preflight.overview` makes it."""
+    table = _read(run_dir / "nodes.json")
+    if not isinstance(table, dict) or not table.get("rows"):
+        return ""
+    rows = [["-" if cell is None else cell for cell in row] for row in table["rows"]]
+    return _section(str(table["title"]), _table(table["columns"], rows))
 
 
 def _versions(run: Mapping[str, Any], plan: Mapping[str, Any] | None, verdicts: Sequence[Mapping[str, Any]]) -> str:

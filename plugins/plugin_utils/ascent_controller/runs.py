@@ -25,6 +25,7 @@ __all__ = [
     "normal_finding",
     "root",
     "simulated",
+    "with_failed_items",
 ]
 
 import contextlib
@@ -33,7 +34,7 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +42,7 @@ from typing import Any
 
 from ascent.errors import AscentError
 from ascent.findings import SEVERITIES, failed, finding
+from ascent.secrets import mask
 
 #: ``runs/`` of the checkout.
 DEFAULT_ROOT = Path(__file__).resolve().parents[3] / "runs"
@@ -50,10 +52,6 @@ OUTCOMES = ("ok", "changed", "skipped", "failed", "unreachable", "ignored", "res
 
 _OWN_FILES = {"run.json", "report.html"}
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_SECRET = re.compile(
-    r"""(?ix) ( [\w-]* (?: pass(?:word|wd|phrase)? | token | secret | api_?key | credential ) [\w-]* ["']? \s*[=:]\s* )
-        ( "[^"]*" | '[^']*' | [^\s,}]+ )"""
-)
 # Tasks that only pass on what findings already say.
 _SPEAKERS = {"ansible.builtin.fail", "ansible.builtin.assert", "fail", "assert"}
 
@@ -93,7 +91,7 @@ def masked(arguments: Iterable[str]) -> list[str]:
     >>> masked(["-e", "api_key=abc recipe=x"])
     ['-e', 'api_key=*** recipe=x']
     """
-    return [_SECRET.sub(r"\1***", argument) for argument in arguments]
+    return [mask(argument) for argument in arguments]
 
 
 def simulated(value: Any) -> bool:
@@ -416,11 +414,14 @@ class Recorder:
 
 
 def _failure(stage: str, host: str, task: str, outcome: str, result: Mapping[str, Any]) -> dict[str, Any]:
-    parts = [
-        result,
-        *(item for item in result.get("results") or [] if isinstance(item, Mapping) and item.get("failed")),
+    items = [item for item in result.get("results") or [] if isinstance(item, Mapping) and item.get("failed")]
+    # What Ansible says of a loop is only that something in it failed.
+    texts = [
+        f"{prefix}{str(part[key]).strip()}"
+        for prefix, part in [(f"{_label(item)}: ", item) for item in items] or [("", result)]
+        for key in ("msg", "stderr")
+        if part.get(key)
     ]
-    texts = [str(part[key]).strip() for part in parts for key in ("msg", "stderr") if part.get(key)]
     if result.get("censored"):
         texts = ["the output is hidden by no_log"]
     evidence = "\n".join(dict.fromkeys(texts))
@@ -435,6 +436,21 @@ def _failure(stage: str, host: str, task: str, outcome: str, result: Mapping[str
             fix=f"Try: ansible {host} -m ansible.builtin.ping",
         )
     return finding("task-failed", "error", f"Task failed: {task}", host=host, stage=stage, evidence=evidence[-4000:])
+
+
+def with_failed_items(result: Mapping[str, Any], failed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A task's result in which the items of its loop that failed say so.
+
+    Ansible tells of each failed item by an event of its own, and leaves the mark out of the task's result.
+    """
+    if not failed or not isinstance(result.get("results"), list):
+        return dict(result)
+    marked = [{**item, "failed": True} if item in failed else item for item in result["results"]]
+    return {**result, "results": marked}
+
+
+def _label(item: Mapping[str, Any]) -> str:
+    return str(item.get("_ansible_item_label", item.get("item", "item")))
 
 
 def _list(value: Any) -> list[Any]:

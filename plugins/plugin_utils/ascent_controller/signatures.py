@@ -1,8 +1,8 @@
-"""Reads the catalogue of fault signatures, ``catalog/findings/*.yml``, for `ascent.diagnosis`."""
+"""Reads the catalogue of faults, ``catalog/findings/*.yml``: signatures for `ascent.diagnosis`, and what checks say."""
 
 from __future__ import annotations
 
-__all__ = ["DIRECTORY", "load"]
+__all__ = ["DIRECTORY", "checks", "load"]
 
 import re
 from pathlib import Path
@@ -19,6 +19,8 @@ DIRECTORY = Path(__file__).resolve().parents[3] / "catalog" / "findings"
 
 _REQUIRED = {"id", "name", "rank", "severity", "stage", "summary", "signatures", "cause", "fix", "source"}
 _OPTIONAL = {"fatal", "below", "exit_codes"}
+_CHECK_REQUIRED = {"id", "about", "severity", "example", "cause", "fix", "source"}
+_CHECK_OPTIONAL = {"repair", "name", "summary"}
 _STAGES = ("preflight", "provision", "tune", "verify", "launch", "check", "run")
 
 
@@ -52,12 +54,41 @@ def load(directory: Path = DIRECTORY) -> dict[str, list[Any]]:
     return catalogue
 
 
-def _problems(entry: dict[str, Any]) -> list[str]:
+def checks(directory: Path = DIRECTORY, of: str = "*") -> list[dict[str, Any]]:
+    """What stages tell without a log to search, in the order of the files: the entries under ``checks``.
+
+    ``of`` names one file, without its ending. Raises InputError with one finding for each malformed entry.
+    """
+    found: list[dict[str, Any]] = []
+    mistakes: list[dict[str, Any]] = []
+    for path in sorted(directory.glob(f"{of}.yml")):
+        seen: set[Any] = set()
+        for entry in yaml.safe_load(path.read_text(encoding="utf-8")).get("checks", []):
+            problems = _key_problems(entry, _CHECK_REQUIRED, _CHECK_OPTIONAL)
+            # What it depends on decides between two of them.
+            if set(str(entry.get("severity")).split(" or ")) - set(SEVERITIES):
+                problems.append(f"severity is {entry.get('severity')!r}, not one of {', '.join(SEVERITIES)}")
+            if entry.get("id") in seen:
+                problems.append("the id is there twice")
+            seen.add(entry.get("id"))
+            mistakes += [_mistake(f"{path.name}: {entry.get('id')}: {problem}") for problem in problems]
+            found.append(entry)
+    if mistakes:
+        raise InputError(mistakes)
+    return found
+
+
+def _key_problems(entry: dict[str, Any], required: set[str], optional: set[str]) -> list[str]:
     problems = []
-    if missing := sorted(_REQUIRED - entry.keys()):
+    if missing := sorted(required - entry.keys()):
         problems.append(f"keys are missing: {', '.join(missing)}")
-    if unknown := sorted(entry.keys() - _REQUIRED - _OPTIONAL):
+    if unknown := sorted(entry.keys() - required - optional):
         problems.append(f"unknown keys: {', '.join(unknown)}")
+    return problems
+
+
+def _problems(entry: dict[str, Any]) -> list[str]:
+    problems = _key_problems(entry, _REQUIRED, _OPTIONAL)
     for key, legal in (("rank", RANKS), ("severity", SEVERITIES), ("stage", _STAGES)):
         if key in entry and entry[key] not in legal:
             problems.append(f"{key} is {entry[key]!r}, not one of {', '.join(legal)}")

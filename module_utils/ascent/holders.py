@@ -1,0 +1,94 @@
+"""Which processes hold listening ports and device files, and in which container each of them runs."""
+
+from __future__ import annotations
+
+__all__ = ["Scan", "container_names", "describe", "listening", "scan"]
+
+import os
+import re
+from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Set
+
+if TYPE_CHECKING:
+    from .node import Node
+
+_TCP_LISTEN = "0A"
+_SOCKET = re.compile(r"socket:\[([0-9]+)\]\Z")
+_DEVICE = re.compile(r"/dev/davinci([0-9]+)\Z")
+_CONTAINER = re.compile(r"\b([0-9a-f]{64})\b")
+#: Of a command line as many characters are kept.
+_COMMAND = 120
+
+
+class Scan(NamedTuple):
+    """One walk over all processes."""
+
+    #: Process by the inode of its listening socket.
+    sockets: Dict[int, int]
+    #: Processes by the number of the device (``/dev/davinciN``) that they have open.
+    devices: Dict[int, List[int]]
+    #: One process for each program that was asked for.
+    programs: Dict[str, int]
+
+
+def listening(*tables: Optional[str]) -> Dict[int, List[int]]:
+    """Inodes of the sockets in state LISTEN, by port, in the texts of ``/proc/net/tcp`` and ``tcp6``."""
+    found: Dict[int, List[int]] = {}
+    for table in tables:
+        for line in (table or "").splitlines()[1:]:
+            words = line.split()
+            if len(words) > 3 and words[3] == _TCP_LISTEN:
+                inodes = found.setdefault(int(words[1].rsplit(":", 1)[1], 16), [])
+                if len(words) > 9 and words[9].isdigit():
+                    inodes.append(int(words[9]))
+    return found
+
+
+def scan(node: Node, inodes: Iterable[int], programs: Iterable[str] = ()) -> Scan:
+    """Who holds these sockets and any device file; ``programs`` are names as in ``/proc/PID/comm``."""
+    wanted, names = set(inodes), set(programs)
+    result = Scan({}, {}, {})
+    for pid in sorted(int(name) for name in node.names("/proc") if name.isdigit()):
+        if names:
+            comm = (node.text(f"/proc/{pid}/comm") or "").strip()
+            if comm in names:
+                result.programs.setdefault(comm, pid)
+        devices: Set[int] = set()
+        for descriptor in node.names(f"/proc/{pid}/fd"):
+            try:
+                target = os.readlink(node.path(f"/proc/{pid}/fd/{descriptor}"))
+            except OSError:  # closed meanwhile
+                continue
+            socket, device = _SOCKET.match(target), _DEVICE.match(target)
+            if socket and int(socket.group(1)) in wanted:
+                result.sockets.setdefault(int(socket.group(1)), pid)
+            elif device:
+                devices.add(int(device.group(1)))
+        for number in devices:
+            result.devices.setdefault(number, []).append(pid)
+    return result
+
+
+def describe(node: Node, pids: Iterable[int]) -> Dict[str, Dict[str, Optional[str]]]:
+    """``{pid: {"command", "container"}}``: the command line, and the id of its container, None for the host."""
+    found = {}
+    for pid in sorted(set(pids)):
+        words = (node.text(f"/proc/{pid}/cmdline") or "").replace("\0", " ").strip()
+        command = words or (node.text(f"/proc/{pid}/comm") or "").strip() or None
+        match = _CONTAINER.search(node.text(f"/proc/{pid}/cgroup") or "")
+        found[str(pid)] = {
+            "command": command[:_COMMAND] if command else None,
+            "container": match.group(1) if match else None,
+        }
+    return found
+
+
+def container_names(node: Node, program: str, processes: Mapping[str, Dict[str, Any]]) -> None:
+    """Put names for the ids of containers, as far as the container engine knows them; asks it only if there are any."""
+    ids = {one["container"] for one in processes.values() if one["container"]}
+    if not ids:
+        return
+    code, out, _ = node.run(program, "ps", "--no-trunc", "--format", "{{.ID}} {{.Names}}")
+    names = dict(line.split(None, 1) for line in out.splitlines() if len(line.split()) > 1) if code == 0 else {}
+    for one in processes.values():
+        if one["container"]:
+            one["container"] = names.get(one["container"], one["container"][:12])

@@ -1,0 +1,127 @@
+"""Everything on a node that tells of a trouble, as texts by file name, without secrets."""
+
+from __future__ import annotations
+
+__all__ = ["Runner", "collect", "pack"]
+
+import io
+import json
+import os
+import re
+import tarfile
+from typing import Callable, Dict, List, Mapping, Sequence, Set, Tuple
+
+from . import secrets
+
+#: Runs a program; (return code, stdout, stderr), as `command.run` does.
+Runner = Callable[[Sequence[str]], Tuple[int, str, str]]
+
+_DRIVER = "/usr/local/Ascend/driver"
+_FILES = (
+    "/etc/os-release",
+    "/etc/hccn.conf",
+    "/etc/docker/daemon.json",
+    "/etc/hosts",
+    f"{_DRIVER}/version.info",
+    "/usr/local/Ascend/firmware/version.info",
+    "/etc/ascend_install.info",
+    "/proc/meminfo",
+)
+# From a text that is too long the end is kept: the last lines tell most.
+_CUT = "... {} characters before this were left out ...\n"
+_SECRET_NAME = re.compile(r"(?i)(?:pass(?:word|wd|phrase)|token|secret|api_?key|credential)\w*\Z")
+
+
+def collect(cluster: str, run: Runner, *, root: str = "/", lines: int = 2000, limit: int = 4_000_000) -> Dict[str, str]:
+    """Texts by their place in the archive.
+
+    Of each container of ``cluster`` its last ``lines`` log lines and its settings; the kernel's and the engine's last
+    messages; the vendor's tool; versions; the current generation and what stages keep. ``limit`` bounds each text, in
+    characters. A program that fails leaves its message in place of its output.
+    """
+    found: Dict[str, str] = {}
+    known: Set[str] = set()
+    code, out, _ = run(
+        ["docker", "ps", "--all", "--filter", f"label=ascent.cluster={cluster}", "--format", "{{.Names}}"]
+    )
+    for name in out.split() if code == 0 else []:
+        found[f"containers/{name}.log"] = _said(run, "docker", "logs", "--timestamps", "--tail", str(lines), name)
+        _, text, _ = run(["docker", "inspect", name])
+        known |= _secrets_of(text)
+        found[f"containers/{name}.json"] = text
+    for name, argv in _commands(cluster, lines).items():
+        found[name] = _said(run, *argv)
+    config, state = f"/etc/ascent/{cluster}", f"/var/lib/ascent/{cluster}"
+    for path in (*_FILES, *_below(root, f"{config}/current"), *_below(root, state)):
+        try:
+            with open(os.path.join(root, path.lstrip("/")), encoding="utf-8", errors="replace") as stream:
+                text = stream.read()
+        except OSError:
+            continue
+        known |= _assigned(text)
+        found[f"files{path}"] = text
+    return {name: _cut(secrets.mask(text, known), limit) for name, text in found.items()}
+
+
+def pack(texts: Mapping[str, str], top: str, when: float) -> bytes:
+    """The texts as a tar.gz, below one folder; readable for its owner alone. ``when``: seconds since the epoch."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for name, text in sorted(texts.items()):
+            data = text.encode()
+            entry = tarfile.TarInfo(f"{top}/{name}")
+            entry.size, entry.mode, entry.mtime = len(data), 0o600, int(when)
+            archive.addfile(entry, io.BytesIO(data))
+    return stream.getvalue()
+
+
+def _commands(cluster: str, lines: int) -> Dict[str, List[str]]:
+    return {
+        "kernel.txt": ["dmesg", "--ctime"],
+        "journal-docker.txt": ["journalctl", "--unit=docker", f"--lines={lines}", "--no-pager"],
+        "journal-ascent.txt": ["journalctl", f"--unit=ascent-{cluster}-*", f"--lines={lines}", "--no-pager"],
+        "containers.txt": ["docker", "ps", "--all", "--no-trunc"],
+        "docker.txt": ["docker", "info"],
+        "npu-smi.txt": ["npu-smi", "info"],
+        "nvidia-smi.txt": ["nvidia-smi"],
+        "uname.txt": ["uname", "-a"],
+        "processes.txt": ["ps", "-eo", "pid,ppid,user,lstart,rss,args", "--cols", "400"],
+        "network.txt": ["ip", "-brief", "address"],
+        "sockets.txt": ["ss", "-tlnp"],
+        "disks.txt": ["df", "-h"],
+    }
+
+
+def _said(run: Runner, *argv: str) -> str:
+    """What a program printed on both its outputs; its code where it failed."""
+    code, out, err = run(argv)
+    text = out + (err if argv[:2] == ("docker", "logs") or code else "")
+    return text if code == 0 else f"{text.rstrip()}\n{' '.join(argv)} ended with {code}\n"
+
+
+def _below(root: str, folder: str) -> List[str]:
+    try:
+        names = sorted(os.listdir(os.path.join(root, folder.lstrip("/"))))
+    except OSError:
+        return []
+    return [f"{folder}/{name}" for name in names if not name.startswith(".")]
+
+
+def _secrets_of(inspected: str) -> Set[str]:
+    """Values of a container's environment whose names say that they are secret."""
+    try:
+        variables = [item for one in json.loads(inspected) for item in one["Config"].get("Env") or ()]
+    except (KeyError, TypeError, ValueError):
+        return set()
+    return {value for name, _, value in (str(item).partition("=") for item in variables) if _SECRET_NAME.search(name)}
+
+
+def _assigned(text: str) -> Set[str]:
+    """The same of a script's exported variables and options."""
+    pairs = re.findall(r"(?m)^\s*(?:export\s+)?(\w+)=['\"]?([^'\"\s]+)", text)
+    pairs += re.findall(r"(--[\w-]+)[ =]['\"]?([^'\"\s\\]+)", text)
+    return {value for name, value in pairs if _SECRET_NAME.search(name.replace("-", "_"))}
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else _CUT.format(len(text) - limit) + text[-limit:]

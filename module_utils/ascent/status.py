@@ -1,0 +1,152 @@
+"""What became of a launch: each process as it is now, and where a node no longer is what the launch made it. Pure."""
+
+from __future__ import annotations
+
+__all__ = ["judge"]
+
+import calendar
+import time
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
+
+from . import serving
+from .findings import finding, sort_findings
+
+_COLUMNS = ("process", "host", "since", "state", "health", "up", "restarts", "requests", "tokens out")
+
+
+def judge(
+    plan: Mapping[str, Any],
+    nodes: Mapping[str, Optional[Mapping[str, Any]]],
+    endpoints: Sequence[Mapping[str, Any]],
+    files: Mapping[str, Mapping[str, str]],
+    digests: Mapping[str, str],
+) -> Dict[str, Any]:
+    """``{"findings", "table", "metrics"}`` of a cluster that runs ``plan``, the plan of its current generation.
+
+    ``nodes`` are the ``ascent_node`` facts by host, ``endpoints`` the results of `endpoint.check`. ``files`` has the
+    SHA-256 of what the generation wrote by host and file name, ``digests`` those of its images. What serves badly is an
+    error; what was changed by hand is a warning: it goes when the generation is launched again.
+    """
+    found = list(serving.judge(plan, nodes, endpoints))
+    for host in plan["hosts"]:
+        node = nodes.get(host)
+        if node is not None:
+            found += _drift(plan, host, node, files.get(host, {}), digests)
+    rows = [_row(plan, process, nodes.get(process["host"]), endpoints) for process in plan["processes"]]
+    running = sum(row[3] == "running" for row in rows)
+    return {
+        "findings": sort_findings([{**one, "stage": "status"} for one in found]),
+        "table": {"title": plan["recipe"], "columns": list(_COLUMNS), "rows": rows},
+        "metrics": {"status": {"processes": len(rows), "running": running, "drift": len(found)}},
+    }
+
+
+def _drift(
+    plan: Mapping[str, Any],
+    host: str,
+    node: Mapping[str, Any],
+    files: Mapping[str, str],
+    digests: Mapping[str, str],
+) -> Iterator[Dict[str, Any]]:
+    """What somebody changed on a host since the launch."""
+    state = node.get("state") or {}
+    current = state.get("current")
+    manifest = next((one for one in state.get("generations") or () if one["number"] == current), None) or {}
+    definitions = manifest.get("processes") or {}
+    again = f"ansible-playbook deploy.yml -l {plan['cluster']} --tags launch"
+    # A process that did not change mounts the script of an earlier generation: the same text at another place.
+    wanted = {f"{current}/{name}": digest for name, digest in files.items()}
+    wanted.update({f"{entry['since']}/{name}.sh": files.get(f"{name}.sh", "") for name, entry in definitions.items()})
+    there = {place: digest for place, digest in (state.get("files") or {}).items() if place.endswith(".sh")}
+    for name in sorted({*there, *wanted}):
+        if there.get(name) == wanted.get(name):
+            continue
+        how = "is gone" if not there.get(name) else "is none of ours" if name not in wanted else "was edited by hand"
+        yield finding(
+            "drift-file",
+            "warning",
+            f"{name.partition('/')[2]} on {host} {how}",
+            host=host,
+            evidence=f"/etc/ascent/{plan['cluster']}/generations/{name}",
+            cause="Its container took it in when it started; the next start takes in what is there now.",
+            fix=f"{again} puts it right. What was meant to change belongs into the recipe.",
+        )
+    by_name = {process["name"]: process for process in plan["processes"] if process["host"] == host}
+    for container in (node.get("container_engine") or {}).get("containers") or ():
+        process = by_name.get(container["labels"].get("ascent.process"))
+        if process is None:
+            yield finding(
+                "drift-container",
+                "warning",
+                f"container {container['name']} on {host} belongs to no process of this generation",
+                host=host,
+                evidence=f"process {container['labels'].get('ascent.process')}, state {container['state']}",
+                cause="It was left over, or copied by hand with our labels.",
+                fix=f"{again} removes it.",
+            )
+            continue
+        digest = digests[process["container"]["image"]]
+        # An image is what its digest says, under whatever name the host has it.
+        if not container["image"].endswith(f"@{digest}"):
+            yield finding(
+                "drift-image",
+                "warning",
+                f"{process['name']} on {host} runs another image than its generation",
+                host=host,
+                evidence=f"{container['image']}; the generation has {digest}",
+                cause="Somebody replaced the container.",
+                fix=again,
+            )
+        elif container["labels"].get("ascent.definition") != definitions.get(process["name"], {}).get("definition"):
+            yield finding(
+                "drift-container",
+                "warning",
+                f"{process['name']} on {host} does not run what its generation says",
+                host=host,
+                evidence=f"container {container['name']} of generation {container['labels'].get('ascent.generation')}",
+                cause="A launch was interrupted, or somebody replaced the container.",
+                fix=again,
+            )
+
+
+def _row(
+    plan: Mapping[str, Any],
+    process: Mapping[str, Any],
+    node: Optional[Mapping[str, Any]],
+    endpoints: Sequence[Mapping[str, Any]],
+) -> List[Any]:
+    containers = ((node or {}).get("container_engine") or {}).get("containers") or ()
+    mine = next((one for one in containers if one["labels"].get("ascent.process") == process["name"]), None)
+    heads = {one["processes"][0]: one["name"] for one in plan["instances"] if one.get("processes")}
+    names = {process["name"], heads.get(process["name"])}
+    asked = next((one for one in endpoints if one.get("name") in names), None)
+    counters = (asked or {}).get("counters") or {}
+    state = "unknown" if node is None else str(mine["state"]) if mine else "missing"
+    running = mine is not None and mine["state"] == "running"
+    return [
+        process["name"],
+        process["host"],
+        f"generation {mine['labels'].get('ascent.generation')}" if mine else "-",
+        state,
+        "-" if asked is None else "ok" if asked["ok"] else str(asked["status"] or "no answer"),
+        _uptime(mine["started_at"], (node or {}).get("system")) if running and mine else "-",
+        (mine.get("restarts") or 0) if mine else "-",
+        counters.get("requests", "-"),
+        counters.get("generation_tokens", "-"),
+    ]
+
+
+def _uptime(started: Any, system: Optional[Mapping[str, Any]]) -> str:
+    """How long a container has run by its node's own clock, in the two largest units."""
+    try:
+        begun = calendar.timegm(time.strptime(str(started)[:19], "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return "-"
+    now = (system or {}).get("time")
+    if now is None:
+        return "-"
+    seconds = max(0, int(float(now) - begun))
+    for size, unit, smaller, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if seconds >= size:
+            return f"{seconds // size} {unit} {seconds % size // smaller} {small}"
+    return f"{seconds} s"

@@ -1,0 +1,143 @@
+"""What `playbooks/status.yml` says of a launched cluster."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from ascent import metrics, status
+
+IMAGE = "quay.io/ascend/vllm-ascend:v1"
+PLAN = {
+    "cluster": "c",
+    "recipe": "r",
+    "hosts": {"n1": {}, "n2": {}},
+    "instances": [{"name": "serve-0", "processes": ["serve-0-head", "serve-0-headless-1"]}],
+    "processes": [
+        {
+            "name": name,
+            "host": host,
+            "kind": kind,
+            "instance": "serve-0",
+            "container": {"name": f"ascent-c-{name}", "image": IMAGE},
+        }
+        for name, host, kind in (("serve-0-head", "n1", "head"), ("serve-0-headless-1", "n2", "headless"))
+    ],
+}
+FILES = {"n1": {"serve-0-head.sh": "aa"}, "n2": {"serve-0-headless-1.sh": "bb"}}
+UP = [
+    {
+        "name": "serve-0",
+        "host": "n1",
+        "url": "http://192.0.2.1:8000/health",
+        "ok": True,
+        "status": 200,
+        "error": None,
+        "counters": {"requests": 7, "generation_tokens": 70},
+    }
+]
+
+
+def node(name: str, digest: str) -> dict[str, Any]:
+    """A node on which one process has run unchanged since generation 1; 2 is current."""
+    return {
+        "system": {"time": 1767229200.0},
+        "container_engine": {
+            "running": True,
+            "containers": [
+                {
+                    "name": f"ascent-c-{name}",
+                    "state": "running",
+                    "exit_code": 0,
+                    "restarts": 0,
+                    "image": "quay.io/ascend/vllm-ascend@sha256:1",
+                    "labels": {"ascent.process": name, "ascent.generation": "1", "ascent.definition": "d"},
+                    "started_at": "2026-01-01T00:00:00.5Z",
+                }
+            ],
+        },
+        "state": {
+            "current": 2,
+            "generations": [{"number": 2, "processes": {name: {"definition": "d", "since": 1}}}],
+            "files": {"2/plan.json": "pp", f"2/{name}.sh": digest, f"1/{name}.sh": digest},
+        },
+    }
+
+
+@pytest.fixture
+def nodes() -> dict[str, Any]:
+    return {"n1": node("serve-0-head", "aa"), "n2": node("serve-0-headless-1", "bb")}
+
+
+def judge(nodes: dict[str, Any], endpoints: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    return status.judge(PLAN, nodes, UP if endpoints is None else endpoints, FILES, {IMAGE: "sha256:1"})
+
+
+def test_a_sound_cluster_is_a_table_without_findings(nodes: dict[str, Any]) -> None:
+    told = judge(nodes)
+    assert told["findings"] == []
+    head, headless = told["table"]["rows"]
+    assert head == ["serve-0-head", "n1", "generation 1", "running", "ok", "1 h 0 min", 0, 7, 70]
+    assert headless[3:6] == ["running", "-", "1 h 0 min"]
+
+
+def change(nodes: dict[str, Any], what: str) -> None:
+    state, container = nodes["n2"]["state"], nodes["n2"]["container_engine"]["containers"][0]
+    if what == "edited":
+        state["files"]["1/serve-0-headless-1.sh"] = "other"
+    elif what == "gone":
+        state["files"]["1/serve-0-headless-1.sh"] = None
+    elif what == "added":
+        state["files"]["2/mine.sh"] = "cc"
+    elif what == "image":
+        container["image"] = "somebody/else:latest"
+    elif what == "replaced":
+        container["labels"]["ascent.definition"] = "other"
+    elif what == "left over":
+        nodes["n2"]["container_engine"]["containers"].append(
+            {**copy.deepcopy(container), "name": "old", "labels": {"ascent.process": "decode-9"}}
+        )
+
+
+@pytest.mark.parametrize(
+    ("what", "id", "words"),
+    [
+        ("edited", "drift-file", "serve-0-headless-1.sh on n2 was edited by hand"),
+        ("gone", "drift-file", "serve-0-headless-1.sh on n2 is gone"),
+        ("added", "drift-file", "mine.sh on n2 is none of ours"),
+        ("image", "drift-image", "runs another image"),
+        ("replaced", "drift-container", "does not run what its generation says"),
+        ("left over", "drift-container", "container old on n2 belongs to no process"),
+    ],
+)
+def test_what_was_changed_by_hand_is_named(nodes: dict[str, Any], what: str, id: str, words: str) -> None:
+    change(nodes, what)
+    (found,) = judge(nodes)["findings"]
+    assert (found["id"], found["severity"], found["host"], found["stage"]) == (id, "warning", "n2", "status")
+    assert words in found["summary"]
+    assert "--tags launch" in found["fix"]
+
+
+def test_what_does_not_serve_is_an_error(nodes: dict[str, Any]) -> None:
+    nodes["n2"]["container_engine"]["containers"][0]["state"] = "exited"
+    down = [{**UP[0], "ok": False, "status": None, "error": "connection refused", "counters": None}]
+    told = judge(nodes, down)
+    assert {one["host"] for one in told["findings"] if one["severity"] == "error"} == {"n1", "n2"}
+    assert [row[3:5] for row in told["table"]["rows"]] == [["running", "no answer"], ["exited", "-"]]
+
+
+def test_a_node_that_can_not_be_read_is_a_row_too(nodes: dict[str, Any]) -> None:
+    told = judge({**nodes, "n2": None})
+    assert told["table"]["rows"][1][3] == "unknown"
+    assert [one["id"] for one in told["findings"]] == ["host-unreadable"]
+
+
+def test_counters_of_all_ranks_are_added() -> None:
+    page = (
+        '# TYPE vllm:generation_tokens_total counter\nvllm:generation_tokens_total{engine="0",model_name="a} b"} 10.0\n'
+        'vllm:generation_tokens_total{engine="1",model_name="a} b"} 5\nvllm:generation_tokens_created 1.7e9\n'
+        "vllm:request_success_total NaN\nbroken line {\n"
+    )
+    assert metrics.totals(page, metrics.COUNTERS.values()) == {"vllm:generation_tokens_total": 15.0}

@@ -1,0 +1,121 @@
+"""What the engines' counters have to show after requests were sent at once."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from ascent import planner, traffic
+from ascent_controller import checking
+from tests.unit import planning_inputs as inputs
+from tests.unit.engine_harness import Process, free_ports, make_machine, serve
+
+PROMPT, GENERATION = "vllm:prompt_tokens_total", "vllm:generation_tokens_total"
+PREFIX, EXTERNAL = "vllm:prefix_cache_hits_total", "vllm:external_prefix_cache_hits_total"
+DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
+
+
+def engine(name: str, role: str, ranks: int = 1, **more: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "host": "n1",
+        "role": role,
+        "metrics_url": f"http://192.0.2.1/{name}",
+        "ranks": ranks,
+        "prefix_caching": False,
+        "speculative": False,
+        "max_model_len": None,
+        **more,
+    }
+
+
+def counts(**values: list[float]) -> traffic.Counts:
+    names = {"prompt": PROMPT, "generation": GENERATION, "prefix": PREFIX, "external": EXTERNAL, "drafted": DRAFTED}
+    return {names[name]: {str(rank): value for rank, value in enumerate(ranks)} for name, ranks in values.items()}
+
+
+PD = [engine("prefill-0", "prefill"), engine("decode-0", "decode", ranks=2)]
+PD_ZERO = {"prefill-0": counts(prompt=[5], generation=[0]), "decode-0": counts(generation=[3, 3], external=[0, 0])}
+PD_GOOD = {"prefill-0": counts(prompt=[99], generation=[8]), "decode-0": counts(generation=[64, 64], external=[9, 9])}
+
+
+def ids(engines: list[dict[str, Any]], before: Any, after: Any, errors: tuple[str, ...] = ()) -> list[tuple[str, str]]:
+    found = traffic.judge(engines, before, after, errors, 8)["findings"]
+    return [(one["id"], one["severity"]) for one in found]
+
+
+def test_a_sound_service_has_no_findings() -> None:
+    told = traffic.judge(PD, PD_ZERO, PD_GOOD, [], 8)
+    assert told["findings"] == []
+    assert told["traffic"]["decode-0"] == {EXTERNAL: 18, GENERATION: 122}
+
+
+@pytest.mark.parametrize(
+    ("changed", "wanted"),
+    [
+        ({"prefill-0": counts(prompt=[5], generation=[0])}, ("instance-idle", "error")),
+        ({"decode-0": counts(generation=[64, 3], external=[9, 0])}, ("rank-idle", "warning")),
+        ({"decode-0": counts(generation=[64], external=[9])}, ("rank-idle", "warning")),
+        ({"decode-0": counts(generation=[3, 3], external=[0, 0])}, ("instance-idle", "error")),
+        ({"decode-0": counts(generation=[64, 64], external=[0, 0])}, ("kv-not-transferred", "warning")),
+        ({"decode-0": None}, ("counters-unreadable", "info")),
+    ],
+)
+def test_who_takes_no_part_is_named(changed: Any, wanted: tuple[str, str]) -> None:
+    assert ids(PD, PD_ZERO, {**PD_GOOD, **changed}) == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("more", "grown", "wanted"),
+    [
+        ({"speculative": True}, counts(generation=[9], drafted=[0]), [("speculation-idle", "warning")]),
+        ({"speculative": True}, counts(generation=[9], drafted=[4]), []),
+        ({"prefix_caching": True}, counts(generation=[9], prefix=[0]), [("prefix-cache-idle", "warning")]),
+        ({"prefix_caching": True}, counts(generation=[9], prefix=[4]), []),
+    ],
+)
+def test_features_that_are_on_have_to_work(more: dict[str, Any], grown: Any, wanted: Any) -> None:
+    one = engine("serve-0", "serve", **more)
+    zero = {"serve-0": {name: {"0": 0.0} for name in grown}}
+    assert ids([one], zero, {"serve-0": grown}) == wanted
+
+
+def test_failed_requests_are_the_finding() -> None:
+    assert ids(PD, PD_ZERO, PD_GOOD, ("HTTP 500: no",)) == [("requests-at-once-fail", "error")]
+
+
+def test_prompts_keep_below_the_longest_sequence() -> None:
+    assert len(set(traffic.prompts(8))) == 8
+    assert len(traffic.prompts(1, 131072)[0].split()) > 400
+    assert len(traffic.prompts(1, 512)[0].split()) * 5 < 512
+    assert traffic.prompts(1, 64)[0].startswith("Now count")
+
+
+def test_every_server_of_a_plan_is_asked_for_its_ranks() -> None:
+    recipe = inputs.recipe(inputs.PD)
+    plan = planner.plan(recipe, inputs.hardware(), inputs.hosts(inputs.hosts_needed(recipe)))
+    asked = checking.traffic_engines(plan)
+    assert [one["name"] for one in asked] == [one["name"] for one in plan["instances"]]
+    for one, instance in zip(asked, plan["instances"], strict=True):
+        head = next(item for item in plan["processes"] if item["name"] == instance["processes"][0])
+        assert (one["role"], one["ranks"], one["host"]) == (head["role"], head["parallel"]["data"], head["host"])
+        assert one["metrics_url"] == f"{instance['endpoint']['url']}/metrics"
+
+
+def test_both_ranks_of_a_server_answer(tmp_path: Any) -> None:
+    port = free_ports(4)
+    argv = serve(port, "--data-parallel-size", "2", "--data-parallel-rpc-port", str(port + 1))
+    process = Process(make_machine(tmp_path / "machine"), argv, tmp_path / "serve.log")
+    url = f"http://127.0.0.1:{port}"
+    try:
+        process.wait_for("Application startup complete")
+        one = engine("serve-0", "serve", ranks=2, metrics_url=f"{url}/metrics", max_model_len=2048)
+        told = traffic.check(url, "tiny", [one], timeout=60)
+        more = traffic.check(url, "tiny", [{**one, "ranks": 3}], timeout=60)
+    finally:
+        process.stop()
+    assert told["findings"] == [], json.dumps(told)
+    assert told["traffic"]["serve-0"][GENERATION] > 0
+    assert [item["id"] for item in more["findings"]] == ["rank-idle"]

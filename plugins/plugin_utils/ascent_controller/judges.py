@@ -143,13 +143,6 @@ def _serving(plan: Plan, facts: Facts, *, endpoints: Sequence[Mapping[str, Any]]
     return {"findings": serving.judge(plan, _nodes(facts), endpoints)}
 
 
-def _collectives_gate(
-    plan: Plan, facts: Facts, *, wanted: str, depth: str, hosts: Sequence[str], tests: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Whether collectives are run, which, and from which host."""
-    return collectives.gate(plan, _nodes(facts), wanted, depth, hosts, tests)
-
-
 def _status(
     plan: Plan, facts: Facts, *, endpoints: Sequence[Mapping[str, Any]], digests: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -159,6 +152,13 @@ def _status(
         for host, texts in render.files(plan).items()
     }
     return status.judge(plan, _nodes(facts), endpoints, written, digests)
+
+
+def _collectives_gate(
+    plan: Plan, facts: Facts, *, wanted: str, depth: str, hosts: Sequence[str], tests: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Whether collectives are run, which, and from which host."""
+    return collectives.gate(plan, _nodes(facts), wanted, depth, hosts, tests)
 
 
 JUDGES: dict[str, Callable[..., Mapping[str, Any]]] = {

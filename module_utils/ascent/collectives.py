@@ -226,10 +226,19 @@ class Campaign:
         for pairs in planned[: self.pair_rounds or None]:
             runs += self._measured("pairs", collective, pairs)
         bad = self._judged("pairs", collective, runs)
-        if bad:
-            sound = collections.Counter(host for run in runs if run not in bad for host in run["hosts"])
-            for hosts_, run in self._explained(bad, sound, collective, hosts):
-                self._blame(hosts_, run)
+
+        def sound() -> Mapping[str, int]:
+            return collections.Counter(host for run in runs if run["outcome"] == "ok" for host in run["hosts"])
+
+        # Further rounds while a bad pair has no end yet that is known to work: they clear one of them.
+        for pairs in planned[self.pair_rounds :] if self.pair_rounds else ():
+            if not any(not any(sound().get(host) for host in run["hosts"]) for run in bad):
+                break
+            more = self._measured("pairs", collective, pairs)
+            runs += more
+            bad += self._judged("pairs", collective, more)
+        for hosts_, run in self._explained(bad, sound(), collective, hosts):
+            self._blame(hosts_, run)
 
     def _explained(
         self, bad: List[Dict[str, Any]], sound: Mapping[str, int], collective: str, hosts: Sequence[str]

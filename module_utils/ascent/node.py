@@ -16,6 +16,7 @@ __all__ = [
     "gather",
     "hccn_ask",
     "hccn_call",
+    "os_family",
     "parsed",
     "tool_text",
 ]
@@ -150,14 +151,20 @@ def _proxies(node: Node) -> Dict[str, str]:
     return {name: _without_password(value) for name, value in sorted(found.items())}
 
 
-def _os(node: Node) -> Dict[str, Optional[str]]:
-    release = _assignments(node.text("/etc/os-release"))
-    identity = release.get("ID", "")
-    likes = [identity, *release.get("ID_LIKE", "").split()]
-    family: Optional[str] = next((name for name in ("debian", "rhel", "suse") if name in likes), None)
+def os_family(identity: str, likes: Iterable[str]) -> Optional[str]:
+    """``debian``, ``rhel`` or ``suse`` by the ID and ID_LIKE of ``/etc/os-release``; None where neither is known."""
+    names = [identity, *likes]
+    family: Optional[str] = next((name for name in ("debian", "rhel", "suse") if name in names), None)
     if family is None:
         # openEuler and Kylin build on RPM without saying that they are like any other.
         family = {"ubuntu": "debian", "openeuler": "rhel", "kylin": "rhel", "fedora": "rhel"}.get(identity.lower())
+    return family
+
+
+def _os(node: Node) -> Dict[str, Optional[str]]:
+    release = _assignments(node.text("/etc/os-release"))
+    identity = release.get("ID", "")
+    family = os_family(identity, release.get("ID_LIKE", "").split())
     return {"id": identity or None, "version": release.get("VERSION_ID"), "family": family}
 
 

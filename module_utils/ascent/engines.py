@@ -8,25 +8,33 @@ from __future__ import annotations
 __all__ = [
     "CONNECTORS",
     "CONNECTOR_TRAITS",
+    "ENVIRONMENTS",
+    "IMPORTS",
     "NEGATABLE",
     "PROXY_VARIABLES",
     "ROUTERS",
     "SEVERAL_WORDS",
     "cache_target",
     "connector_traits",
+    "environment",
     "image_at",
     "image_for",
     "image_platform",
     "image_version",
-    "jemalloc_path",
+    "in_image",
+    "jemalloc_paths",
     "mooncake_version",
+    "pinned",
+    "release_of",
     "source_scripts",
     "states_first_rank",
     "version_key",
 ]
 
+import hashlib
+import json
 import re
-from typing import Any, Dict, List, Mapping, Optional, Set, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Set, Tuple, Union
 
 #: Proxy settings that would send requests between the nodes to a company proxy. Tools differ in the spelling they read.
 PROXY_VARIABLES = (
@@ -132,6 +140,12 @@ SEVERAL_WORDS = frozenset(
         "served-model-name",
     )
 )
+
+#: Where the virtual environments of engines outside containers lie on the nodes.
+ENVIRONMENTS = "/opt/ascent/environments"
+
+#: The modules of an engine whose import shows that it is whole: vLLM finds its plugin at run time only.
+IMPORTS: Dict[str, List[str]] = {"vllm-ascend": ["vllm", "vllm_ascend"], "vllm": ["vllm"]}
 
 _EXAMPLES = "/vllm-workspace/vllm-ascend/examples"
 
@@ -275,6 +289,57 @@ def image_at(image: str, digest: str) -> str:
     return f"{_split_image(image)[0]}@{digest}"
 
 
+def environment(engine: Mapping[str, Any]) -> Optional[Dict[str, Any]]:
+    """The virtual environment that a recipe's engine runs in; None for one that runs in containers.
+
+    ``path`` follows from interpreter and packages, so that two versions lie side by side and what a generation runs
+    never changes under it.
+
+    >>> engine = {"name": "vllm", "runtime": "environment", "environment": {"packages": ["vllm==0.21.0"]}}
+    >>> environment(engine)["packages"], environment({"name": "vllm"})
+    (['vllm==0.21.0'], None)
+    """
+    if engine.get("runtime", "container") != "environment":
+        return None
+    given = engine.get("environment") or {}
+    python = str(given.get("python", "python3"))
+    packages = [str(one) for one in given.get("packages", ())]
+    key = hashlib.sha256(json.dumps([python, sorted(packages)]).encode()).hexdigest()[:12]
+    return {
+        "path": ENVIRONMENTS + "/" + key,
+        "python": python,
+        "packages": packages,
+    }
+
+
+def pinned(packages: Iterable[str], name: str) -> Optional[str]:
+    """The version that a list of requirements pins a package to; None where it does not.
+
+    >>> pinned(["vllm==0.21.0", "vllm_ascend == 0.21.0rc1"], "vllm-ascend")
+    '0.21.0rc1'
+    """
+    for package in packages:
+        found = re.fullmatch(r"\s*([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*==\s*([^\s;,*]+)\s*(?:;.*)?", package)
+        if found and re.sub(r"[-_.]+", "-", found.group(1)).lower() == name:
+            return found.group(2)
+    return None
+
+
+def release_of(engine: Mapping[str, Any]) -> Optional[str]:
+    """The release of a recipe's engine: as it says, or as its image's tag or the package in its environment do."""
+    if engine.get("version"):
+        return str(engine["version"])
+    own = environment(engine)
+    if own is not None:
+        return pinned(own["packages"], str(engine.get("name")))
+    return image_version(str(engine.get("image") or ""))
+
+
+def in_image(word: str) -> bool:
+    """Whether a word of a command is a file that only vLLM-Ascend's image has."""
+    return word.startswith(_EXAMPLES)
+
+
 def cache_target(engine: str) -> str:
     """Where an engine's image, or any other, looks for downloaded weights: the cache directory of its user."""
     return "/home/dynamo/.cache" if engine == "dynamo" else "/root/.cache"
@@ -288,11 +353,15 @@ def connector_traits(transfer: Mapping[str, Any]) -> Set[str]:
     return traits
 
 
-def jemalloc_path(image: str, arch: str) -> str:
-    """Where the image keeps jemalloc: by its system (openEuler in the tag, else Ubuntu) and the CPU architecture."""
-    if "openeuler" in (_split_image(image)[1] or ""):
-        return "/usr/lib64/libjemalloc.so.2"
-    return f"/usr/lib/{arch}-linux-gnu/libjemalloc.so.2"
+def jemalloc_paths(image: Optional[str], arch: str) -> List[str]:
+    """Where jemalloc may be: one path by the image's system (openEuler in the tag, else Ubuntu) and CPU architecture.
+
+    Without an image the engine runs on the host, whose system a plan does not know: then both.
+    """
+    debian, rpm = f"/usr/lib/{arch}-linux-gnu/libjemalloc.so.2", "/usr/lib64/libjemalloc.so.2"
+    if image is None:
+        return [debian, rpm]
+    return [rpm] if "openeuler" in (_split_image(image)[1] or "") else [debian]
 
 
 def mooncake_version(engine: str, version: Optional[str]) -> Optional[str]:
@@ -315,8 +384,12 @@ def states_first_rank(version: Optional[str]) -> bool:
     return key is None or key[:2] <= (0, 21)
 
 
-def source_scripts(engine: str) -> List[str]:
-    """Environment scripts to source first: vLLM-Ascend images do it in ~/.bashrc, for interactive shells only."""
-    if engine == "vllm-ascend":
-        return ["/usr/local/Ascend/ascend-toolkit/set_env.sh", "/usr/local/Ascend/nnal/atb/set_env.sh"]
-    return []
+def source_scripts(engine: str, *, host: bool = False) -> List[Union[str, List[str]]]:
+    """Environment scripts to source first: vLLM-Ascend images do it in ~/.bashrc, for interactive shells only.
+
+    On a ``host`` CANN may lie where releases before 8.5 put it, or later ones: the first that is there of a list.
+    """
+    if engine != "vllm-ascend":
+        return []
+    toolkit, atb = "/usr/local/Ascend/ascend-toolkit/set_env.sh", "/usr/local/Ascend/nnal/atb/set_env.sh"
+    return [["/usr/local/Ascend/cann/set_env.sh", toolkit], atb] if host else [toolkit, atb]

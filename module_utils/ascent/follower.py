@@ -1,13 +1,14 @@
-"""Follows the containers of one node for a few seconds and says what happened; a long poll over an ordinary connection.
+"""Follows what runs on one node for a few seconds and says what happened; a long poll over an ordinary connection.
 
 `ascent_controller.watch` sends this file's text to the node's Python by stdin, followed by a call of `main`, again and
 again while engines start. It stands alone on purpose: standard library, Python 3.9, no import from beside it. It starts
-``docker logs --follow`` and ``docker events``, polls health addresses past any proxy, changes nothing, and ends all
-that it started before it answers.
+``docker logs --follow`` and ``docker events`` for containers and ``journalctl --follow`` for units of systemd, polls
+health addresses past any proxy, changes nothing, and ends all that it started before it answers.
 
 Request::
 
-    {"containers": [{"name", "since": docker's stamp of the last line that is known, or null}],
+    {"containers": [{"name", "since": stamp of the last line that is known, or null}],
+     "units": the same for units of systemd,
      "health": [{"name": the asker's, "url", "known": bool | null}],      known: what the asker believes
      "fatal": [regex, ...],                                              lines worth an answer at once
      "wait": seconds, "settle": seconds that a line may wait for others, "fresh": seconds, "tail": lines}
@@ -17,8 +18,8 @@ A container that runs for longer than ``fresh`` has its log read from now on; wh
 Answer::
 
     {"reason": "exit" | "fatal" | "health" | "lines" | "wait" | "gone", "error": null | text,
-     "containers": {name: {"state", "id", "exit_code", "restarts", "oom"}},   state "missing" when there is none
-     "lines": {name: ["<docker's stamp> <text>", ...]},                        new ones only, oldest first
+     "containers": {name: {"state", "id", "exit_code", "restarts", "oom"}},   units too; "missing" when there is none
+     "lines": {name: ["<stamp> <text>", ...]},                                 new ones only, oldest first
      "health": {name: {"ok", "detail"}}}
 """
 
@@ -38,7 +39,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 #: Begins the answer's line, so that a login banner or a notice of sudo can stand before it.
 MARK = "ascent-follower:"
@@ -77,7 +78,7 @@ class _Stream:
         whole, _, self.rest = self.rest.rpartition(b"\n")
         if self.ended and self.rest:
             whole, self.rest = whole + b"\n" + self.rest, b""
-        return [line.decode("utf-8", "replace")[:_LINE_CHARACTERS] for line in whole.split(b"\n") if line.strip()]
+        return [line.decode("utf-8", "replace") for line in whole.split(b"\n") if line.strip()]
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -148,6 +149,44 @@ def _inspect(names: List[str]) -> Dict[str, Dict[str, Any]]:
     return states
 
 
+_SHOWN = "Id,LoadState,ActiveState,SubState,Result,ExecMainCode,ExecMainStatus,InvocationID,NRestarts"
+
+
+def _inspect_units(names: List[str]) -> Dict[str, Dict[str, Any]]:
+    """State of each unit by name, in the words of docker. `ascent.units` has the same for modules."""
+    command = ["systemctl", "show", "--property", _SHOWN + ",ExecMainStartTimestampMonotonic", *names]
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode:
+        raise OSError(done.stderr.decode("utf-8", "replace").strip() or "systemctl show failed")
+    states = {}
+    for block in done.stdout.decode("utf-8", "replace").split("\n\n"):
+        show = dict(line.partition("=")[::2] for line in block.splitlines() if "=" in line)
+        if not show.get("Id"):
+            continue
+        state = "exited"
+        if show.get("LoadState") == "not-found":
+            state = "missing"
+        elif show.get("SubState") == "auto-restart":
+            state = "restarting"
+        elif show.get("ActiveState") in ("active", "activating", "reloading"):
+            state = "running"
+        status = show.get("ExecMainStatus", "")
+        code = int(status) if status.isdigit() else None
+        if code is not None and show.get("ExecMainCode") in ("2", "3"):
+            code += 128
+        began = show.get("ExecMainStartTimestampMonotonic", "")
+        age = time.clock_gettime(time.CLOCK_MONOTONIC) - int(began) / 1e6 if began.isdigit() and int(began) else 0.0
+        states[show["Id"]] = {
+            "state": state,
+            "id": show.get("InvocationID"),
+            "exit_code": None if state == "running" else code,
+            "restarts": int(show.get("NRestarts") or 0),
+            "oom": show.get("Result") == "oom-kill",
+            "age": age,
+        }
+    return {name: states.get(name) or {"state": "missing", "restarts": 0, "age": 0.0} for name in names}
+
+
 def _age(stamp: Optional[str]) -> float:
     """Seconds since a stamp of docker; 0 for one that can't be read."""
     try:
@@ -171,9 +210,13 @@ def _reader_is_gone() -> bool:
 class _Follower:
     def __init__(self, request: Dict[str, Any]) -> None:
         self.request = request
-        self.names: List[str] = [entry["name"] for entry in request["containers"]]
+        self.containers: List[str] = [entry["name"] for entry in request["containers"]]
+        self.units: List[str] = [entry["name"] for entry in request["units"]]
+        self.names = self.containers + self.units
         self.fatal = [re.compile(pattern, re.IGNORECASE) for pattern in request["fatal"]]
-        self.since: Dict[str, Optional[str]] = {entry["name"]: entry["since"] for entry in request["containers"]}
+        self.since: Dict[str, Optional[str]] = {
+            entry["name"]: entry["since"] for entry in request["containers"] + request["units"]
+        }
         self.lines: Dict[str, List[str]] = {name: [] for name in self.names}
         self.oldest: Optional[float] = None
         self.is_fatal = False
@@ -191,8 +234,9 @@ class _Follower:
             thread.start()
         try:
             # Events first: what happens between the two calls is then in one of them.
-            self._open("", ["docker", "events", "--filter", "type=container", "--format", "{{json .}}"])
-            self.states = _inspect(self.names)
+            if self.containers:
+                self._open("", ["docker", "events", "--filter", "type=container", "--format", "{{json .}}"])
+            self.states = self._look()
             reason = self._at_first(deadline)
             while reason is None:
                 reason = self._step(deadline)
@@ -200,7 +244,7 @@ class _Follower:
                 end = time.monotonic() + _LINGER
                 while time.monotonic() < end:
                     self._read(end - time.monotonic())
-            self.states = _inspect(self.names)
+            self.states = self._look()
         finally:
             for thread in self.health:
                 thread.stopped.set()
@@ -214,13 +258,34 @@ class _Follower:
             "health": {thread.entry["name"]: thread.state for thread in self.health if thread.state is not None},
         }
 
+    def _look(self) -> Dict[str, Dict[str, Any]]:
+        """States of all, asking only those who have any."""
+        states = _inspect(self.containers) if self.containers else {}
+        return {**states, **(_inspect_units(self.units) if self.units else {})}
+
     def _open(self, name: str, command: List[str]) -> None:
-        filters = [part for one in self.names for part in ("--filter", "container=" + one)] if not name else []
+        filters = [part for one in self.containers for part in ("--filter", "container=" + one)] if not name else []
         stream = _Stream(name, command + filters)
         self.streams[name] = stream
         self.selector.register(stream.fd, selectors.EVENT_READ, stream)
 
+    def _open_journal(self, name: str) -> None:
+        """A unit's lines since the last one known, else since its start, or its first start if there were several."""
+        state, since = self.states[name], self.since[name]
+        if since is not None:
+            began = _seconds(since)
+        elif state["state"] == "running" and state["age"] > self.request["fresh"]:
+            began = time.time()
+        else:
+            began = time.time() - (self.request["fresh"] if state["restarts"] else state["age"] + 1)
+        command = ["journalctl", "--unit", name, "--output=json", "--output-fields=MESSAGE,_PID", "--all"]
+        command += ["--lines", str(self.request["tail"]), f"--since=@{began:.6f}"]
+        self._open(name, command + (["--follow"] if state["state"] == "running" else []))
+
     def _open_log(self, name: str) -> None:
+        if name in self.units:
+            self._open_journal(name)
+            return
         state = self.states[name]
         since = self.since[name]
         if since is None:
@@ -257,7 +322,7 @@ class _Follower:
         until = min(deadline, settled) if settled is not None else deadline
         changed = self._read(min(max(0.0, until - now), 1.0))
         if changed:
-            before, self.states = self.states, _inspect(self.names)
+            before, self.states = self.states, self._look()
             if any(
                 state["state"] != "running" or state["restarts"] != before[name]["restarts"]
                 for name, state in self.states.items()
@@ -285,7 +350,17 @@ class _Follower:
                 os.read(self.wake_read, 4096)
                 continue
             lines = stream.lines()
-            if stream.name:
+            if stream.name in self.units:
+                for entry in map(_journal_entry, lines):
+                    if entry is None:
+                        continue
+                    stamp, pid, text = entry
+                    if pid == "1":
+                        # What systemd says of the unit: it started, ended or is started again.
+                        told.add("")
+                    else:
+                        self._take(stream.name, stamp + " " + text)
+            elif stream.name:
                 for line in lines:
                     self._take(stream.name, line)
             elif any(_event(line) in ("die", "start", "restart", "oom", "destroy") for line in lines):
@@ -299,6 +374,7 @@ class _Follower:
         return told
 
     def _take(self, name: str, line: str) -> None:
+        line = line[:_LINE_CHARACTERS]
         stamp = line.partition(" ")[0]
         since = self.since[name]
         if since is not None and _padded(stamp) <= _padded(since):
@@ -310,6 +386,26 @@ class _Follower:
         self.is_fatal = self.is_fatal or any(pattern.search(line) for pattern in self.fatal)
 
 
+def _journal_entry(line: str) -> Optional[Tuple[str, str, str]]:
+    """Stamp, process number and text of one entry; None for what is none. Bytes that are no text come as numbers."""
+    try:
+        entry = json.loads(line)
+        moment = int(entry["__REALTIME_TIMESTAMP"])
+        text = entry.get("MESSAGE") or ""
+        if isinstance(text, list):
+            text = bytes(text).decode("utf-8", "replace")
+    except (KeyError, TypeError, ValueError):
+        return None
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment // 10**6))
+    return f"{stamp}.{moment % 10**6:06d}Z", str(entry.get("_PID", "")), str(text)
+
+
+def _seconds(stamp: str) -> float:
+    """A stamp as seconds since 1970."""
+    whole, _, fraction = stamp.rstrip("Z").partition(".")
+    return calendar.timegm(time.strptime(whole, "%Y-%m-%dT%H:%M:%S")) + float("0." + (fraction or "0"))
+
+
 def _event(line: str) -> str:
     try:
         event = json.loads(line)
@@ -319,11 +415,12 @@ def _event(line: str) -> str:
 
 
 def follow(request: Dict[str, Any]) -> Dict[str, Any]:
-    """Answer one request; trouble with docker is the answer's ``error``."""
+    """Answer one request; trouble with docker or systemd is the answer's ``error``."""
     try:
         return _Follower(request).run()
     except OSError as error:
-        return {"reason": "gone", "error": f"docker: {error}", "containers": {}, "lines": {}, "health": {}}
+        asked = "docker" if request["containers"] else "systemd"
+        return {"reason": "gone", "error": f"{asked}: {error}", "containers": {}, "lines": {}, "health": {}}
 
 
 def main(request: str) -> None:

@@ -21,8 +21,10 @@ __all__ = [
     "good",
     "images_of",
     "locked_digest",
+    "log_command",
     "manifest",
     "passed",
+    "running_of",
     "to_stop",
 ]
 
@@ -84,7 +86,9 @@ def decide(
     number = newest if same else newest + 1
     processes = {}
     for process in plan["processes"]:
-        definition = container_definition(process, images[process["container"]["image"]])
+        container = process["container"]
+        # What a unit runs is named by its packages' versions, which are part of the process as planned.
+        definition = container_definition(process, images[container["image"]] if container else None)
         since = _since(states.get(process["host"]), process["name"], definition, number)
         processes[process["name"]] = {"definition": definition, "since": since}
     return {"number": number, "new": not same, "processes": processes}
@@ -114,6 +118,19 @@ def manifest(
     }
 
 
+def log_command(process: Mapping[str, Any]) -> str:
+    """What shows a planned process's log on its host."""
+    unit = process.get("unit")
+    return f"journalctl -u {unit['name']}" if unit else f"docker logs {process['container']['name']}"
+
+
+def running_of(node: Optional[Mapping[str, Any]]) -> List[Dict[str, Any]]:
+    """Containers and units of the cluster on a node, from its ``ascent_node`` facts; both have the same keys."""
+    engine = (node or {}).get("container_engine") or {}
+    units = (node or {}).get("units") or {}
+    return [*(engine.get("containers") or ()), *(units.get("units") or ())]
+
+
 def to_stop(
     plan: Mapping[str, Any], decision: Mapping[str, Any], nodes: Mapping[str, Optional[Mapping[str, Any]]]
 ) -> List[str]:
@@ -125,7 +142,7 @@ def to_stop(
     """
     right, alive = set(), set()
     for node in nodes.values():
-        for container in ((node or {}).get("container_engine") or {}).get("containers") or ():
+        for container in running_of(node):
             labels = container["labels"]
             name = labels.get("ascent.process")
             wanted = decision["processes"].get(name, {}).get("definition")

@@ -35,6 +35,7 @@ UNSOUND = frozenset(
         "devices-too-few",
         "discovery-missing",
         "dp-ranks-tile",
+        "engine-runtime",
         "hardware-unknown",
         "host-address-missing",
         "host-arch-missing",
@@ -328,6 +329,7 @@ def unsound(
     yield from _overrides_match(pools)
     yield from _everything_placed(recipe, pools)
     yield from _router_fits_engine(recipe, pools)
+    yield from _engine_runs(recipe)
     yield from _names_differ(recipe, pools)
     yield from _references_known(recipe)
 
@@ -542,6 +544,53 @@ def _everything_placed(recipe: Mapping[str, Any], pools: Sequence[Mapping[str, A
                 allowed=", ".join(names),
                 fix=f"write on: {near[0] if near else (names or ['a pool'])[0]}",
             )
+
+
+def _engine_runs(recipe: Mapping[str, Any]) -> Iterator[Dict[str, Any]]:
+    """Containers need an image; an environment needs its engine by exact versions, so that all hosts get the same."""
+    engine = recipe.get("engine") or {}
+    name = str(engine.get("name"))
+    environment = engines.environment(engine)
+    if environment is None:
+        if not engine.get("image"):
+            yield mistake(
+                "engine-runtime",
+                "engine.image is missing",
+                key="recipe:engine.image",
+                allowed="an image, or runtime: environment with packages",
+                fix="add engine.image",
+            )
+        return
+    wanted = [one.replace("_", "-") for one in engines.IMPORTS.get(name, ())]
+    loose = [one for one in wanted if engines.pinned(environment["packages"], one) is None]
+    if not wanted:
+        yield mistake(
+            "engine-runtime",
+            f"{name} runs in containers only",
+            key="recipe:engine.runtime",
+            value="environment",
+            allowed="container",
+            fix="remove engine.runtime, or take the engine vllm or vllm-ascend",
+        )
+    elif loose:
+        yield mistake(
+            "engine-runtime",
+            f"the environment doesn't say which version of {' and '.join(loose)}",
+            key="recipe:engine.environment.packages",
+            value=environment["packages"],
+            allowed=", ".join(f"{one}==VERSION" for one in loose),
+            fix="name the packages with exact versions, so that every host gets the same",
+        )
+    router = recipe.get("router") or {}
+    program = (engines.ROUTERS.get(str(router.get("kind"))) or {}).get("program") or []
+    if any(engines.in_image(word) for word in program) and not router.get("image"):
+        yield mistake(
+            "engine-runtime",
+            f"the router {router['kind']} is a file of the engine's image, and this engine has none",
+            key="recipe:router.image",
+            allowed="an image that has it, or another router",
+            fix="add router.image: an image of vllm-ascend, or take router.kind: vllm-router with its package",
+        )
 
 
 def _router_fits_engine(recipe: Mapping[str, Any], pools: Sequence[Mapping[str, Any]]) -> Iterator[Dict[str, Any]]:

@@ -40,6 +40,7 @@ from . import (
     npu_smi,
     nvidia_smi,
     packages,
+    units,
     versions,
     weights,
 )
@@ -48,8 +49,8 @@ from .errors import AscentError, ToolError
 from .files import Tree
 
 #: What can be asked for. ``health`` costs a tool call per device and is not read unless asked for.
-SUBSETS = ("system", "network", "disk", "npu", "health", "container_engine", "weights", "state")
-DEFAULT_SUBSETS = ("system", "network", "disk", "npu", "container_engine", "weights", "state")
+SUBSETS = ("system", "network", "disk", "npu", "health", "container_engine", "units", "weights", "state")
+DEFAULT_SUBSETS = ("system", "network", "disk", "npu", "container_engine", "units", "weights", "state")
 SYSCTLS = ("vm.swappiness", "kernel.numa_balancing", "net.ipv4.ip_local_port_range", "net.ipv4.ip_local_reserved_ports")
 DEFAULT_ENGINE = "docker"
 #: Owns the device files, unless the driver was installed for somebody else.
@@ -572,6 +573,32 @@ def _images(
     return found
 
 
+# -- engines outside containers ----------------------------------------------------------------------------------------
+
+
+def _units(node: Node, cluster: str) -> Dict[str, Any]:
+    """Units of this cluster, with the keys that its containers have. No program is asked where there are none."""
+    labels = {}
+    for name in node.names(units.DIRECTORY):
+        if name.startswith("ascent-") and name.endswith(".service"):
+            found = units.labels_of(node.text(f"{units.DIRECTORY}/{name}") or "")
+            if found.get("ascent.cluster") == cluster:
+                labels[name] = found
+    if not labels:
+        return {"units": [], "error": None}
+    code, out, err = node.run("systemctl", "show", "--property=" + ",".join(units.PROPERTIES), *labels)
+    if code:
+        return {"units": [], "error": err.strip() or f"systemctl show ended with {code}"}
+    shown = units.parse_show(out)
+    return {
+        "units": [
+            {"name": name, "image": None, "image_id": None, "labels": own, **units.state_of(shown.get(name))}
+            for name, own in sorted(labels.items())
+        ],
+        "error": None,
+    }
+
+
 # -- state of earlier runs ---------------------------------------------------------------------------------------------
 
 
@@ -657,7 +684,7 @@ def gather(
     """
     first = time.time()
     wanted = set(subsets)
-    parts = ("system", "network", "disk", "npu", "gpu", "container_engine", "weights", "state", "processes")
+    parts = ("system", "network", "disk", "npu", "gpu", "container_engine", "units", "weights", "state", "processes")
     facts: Dict[str, Any] = dict.fromkeys(parts)
     sockets: Dict[int, List[int]] = {}
     scan = holders.Scan({}, {}, {})
@@ -685,6 +712,8 @@ def gather(
         facts["container_engine"]["inspected"] = (
             _images(node, container_program, images, generations) if running else dict.fromkeys(images)
         )
+    if "units" in wanted:
+        facts["units"] = _units(node, cluster)
     if "weights" in wanted and weights_directory:
         facts["weights"] = {**weights.inspect(node.path(weights_directory)), "directory": weights_directory}
     if scan.sockets or scan.devices or facts["npu"]:

@@ -105,6 +105,9 @@ def hccl_ports(recipe: Mapping[str, Any], pool: Mapping[str, Any]) -> Tuple[int,
 def definition_of(process: Mapping[str, Any]) -> str:
     """sha256 over what makes a process what it is; not its name's place in the plan, nor what it starts after."""
     kept = {key: value for key, value in process.items() if key not in ("definition", "health", "starts_after")}
+    if not kept.get("unit"):
+        # Containers are what they were before there were units: an upgrade of the suite restarts nothing.
+        kept.pop("unit", None)
     return digest(kept)
 
 
@@ -142,7 +145,7 @@ class _Builder:
         self.recipe = scene.recipe
         self.transfer: Optional[Mapping[str, Any]] = scene.recipe.get("kv_transfer")
         engine = scene.recipe["engine"]
-        self.version: Optional[str] = engine.get("version") or engines.image_version(engine["image"])
+        self.version: Optional[str] = engines.release_of(engine)
         self.several = sum(pool["instances"] for pool in scene.pools) > 1
         # The server of a Ray cluster has no devices of its own; it sees those of its node.
         self.seen = {seat.instance: seat.devices for seat in scene.seats if seat.kind == "ray-head"}
@@ -202,12 +205,18 @@ class _Builder:
     def _engine_facts(
         self, processes: Sequence[Mapping[str, Any]], jobs: Sequence[Mapping[str, Any]]
     ) -> Dict[str, Any]:
-        own = [one for one in [*processes, *jobs] if one["kind"] in layout.EXECUTED or one["kind"] == "job"]
+        contained = [one for one in [*processes, *jobs] if one["container"]]
+        own = [one for one in contained if one["kind"] in layout.EXECUTED or one["kind"] == "job"]
+        image = None
+        if self.scene.environment is None:
+            image = own[0]["container"]["image"] if own else self.scene.image(next(iter(self.scene.hosts)))
         return {
             "name": self.scene.engine,
             "version": self.version,
-            "image": own[0]["container"]["image"] if own else self.scene.image(next(iter(self.scene.hosts))),
-            "images": sorted({process["container"]["image"] for process in [*processes, *jobs]}),
+            "image": image,
+            "images": sorted({process["container"]["image"] for process in contained}),
+            "environment": self.scene.environment,
+            "imports": engines.IMPORTS.get(self.scene.engine, []),
         }
 
     def _checks(self) -> Dict[str, Any]:
@@ -273,7 +282,13 @@ class _Builder:
                 # worker counts from, and a reserved port costs nothing.
                 ports.append((pool["kv_port"], pool["span"] * pool["instances_per_node"]))
         driver = {text.partition(":")[0] for text in [*profile["mounts"], *profile.get("kv_transfer_mounts", [])]}
-        sources = {one["source"] for process in mine for one in process["container"]["mounts"]}
+        contained = [process["container"] for process in mine if process["container"]]
+        sources = {one["source"] for container in contained for one in container["mounts"]}
+        files = {device for container in contained for device in container["devices"]} | (sources & driver)
+        units = [process for process in mine if process.get("unit")]
+        if units:
+            sources.add(scene.cache)
+            files.update(file for process in units for file in scene.device_files(profile, process["devices"]))
         return {
             "node_ip": host["node_ip"],
             "nic": host.get("nic"),
@@ -284,9 +299,7 @@ class _Builder:
             "pools": [pool["name"] for pool in pools],
             "devices": sorted({device for process in mine for device in process["devices"]}),
             "reserved_ports": _ranges(ports),
-            "files": sorted(
-                {device for process in mine for device in process["container"]["devices"]} | (sources & driver)
-            ),
+            "files": sorted(files),
             "directories": sorted(sources - driver),
             "fabric": profile.get("fabric"),
         }
@@ -329,9 +342,7 @@ class _Builder:
         if scene.engine == "dynamo":
             mounts += companions.dynamo_mounts(scene)
         devices = seat.devices or self.seen[seat.instance]
-        process["container"] = scene.container(
-            process, pool["container"], devices=devices, mounts=mounts, ipc="host" if ray else None
-        )
+        scene.seat_in(process, pool["container"], devices=devices, mounts=mounts, ipc="host" if ray else None)
         return process
 
     def _given(self, seat: layout.Seat) -> Tuple[Dict[str, Any], Dict[str, Any], Dict[str, Any]]:
@@ -481,8 +492,8 @@ class _Builder:
         env.update({name: value for name, value in given.items() if name not in DERIVED_ENV})
         entries = [variable(name, value) for name, value in env.items() if value is not None]
         if pool.get("jemalloc", self.recipe.get("jemalloc")):
-            path = engines.jemalloc_path(self.recipe["engine"]["image"], host["arch"])
-            entries.append({"name": "LD_PRELOAD", "prepend": path, "if_exists": path})
+            paths = engines.jemalloc_paths(self.recipe["engine"].get("image"), host["arch"])
+            entries += [{"name": "LD_PRELOAD", "prepend": path, "if_exists": path} for path in paths]
         return entries
 
     def _argv(self, seat: layout.Seat, args: Mapping[str, Any], transfer: Mapping[str, Any]) -> List[List[str]]:
@@ -615,7 +626,7 @@ class _Builder:
             "health": part["health"],
             "starts_after": starts_after,
         }
-        process["container"] = self.scene.container(
+        self.scene.seat_in(
             process,
             part.get("options", {}),
             image=part["image"],

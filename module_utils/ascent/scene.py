@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["CACHE", "STATE", "Scene", "model_directory"]
 
 import re
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Set
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Union
 
 from . import engines, layout, references
 from .spelling import merged, mount
@@ -59,6 +59,7 @@ class Scene:
         self.engine = str(recipe["engine"]["name"])
         self.model = recipe["model"]
         self.served_name = str(self.model.get("served_name", self.model["id"]))
+        self.environment = engines.environment(recipe["engine"])
         self.container_options: Mapping[str, Any] = recipe.get("container") or {}
         self.number = {name: index for index, name in enumerate(self.hosts)}
         #: The pools of every host; the first one is the pool that took the host.
@@ -183,16 +184,51 @@ class Scene:
 
     # -- containers ----------------------------------------------------------------------------------------------------
 
-    def sources(self) -> List[str]:
-        """Scripts to source first inside the engines' image."""
+    def sources(self) -> List[Union[str, List[str]]]:
+        """Scripts to source first inside the engines' image, or on the host."""
         given = self.recipe["engine"].get("source")
-        return list(given) if given is not None else engines.source_scripts(self.engine)
+        if given is not None:
+            return list(given)
+        return engines.source_scripts(self.engine, host=self.environment is not None)
 
     def image(self, host: str, given: Optional[str] = None) -> str:
         """The full reference of an image here: the engine's own gets the hardware's suffix, every one the mirror."""
         if given:
             return engines.image_for(given, "", self.mirror)
         return engines.image_for(self.recipe["engine"]["image"], self.profile[host]["image_suffix"], self.mirror)
+
+    def seat_in(
+        self, process: Dict[str, Any], options: Mapping[str, Any], *, image: Optional[str] = None, **more: Any
+    ) -> None:
+        """Give a process its ``container``, or its ``unit`` where it belongs to an engine outside containers.
+
+        What has an image of its own runs in it either way. ``more`` is what `container` takes.
+        """
+        if self.environment is None or image is not None:
+            process["unit"] = None
+            process["container"] = self.container(process, options, image=image, **more)
+            return
+        place = self.environment["path"]
+        caches: List[Dict[str, Any]] = []
+        if self.cache.rstrip("/") != CACHE:
+            # In containers the directory is mounted to where clients look; here they are told.
+            caches = [
+                {"name": "XDG_CACHE_HOME", "value": self.cache},
+                {"name": "MODELSCOPE_CACHE", "value": self.cache.rstrip("/") + "/modelscope/hub"},
+            ]
+        process["env"] = [
+            {"name": "VIRTUAL_ENV", "value": place},
+            {"name": "PATH", "prepend": place + "/bin"},
+            *caches,
+            *process["env"],
+        ]
+        process["container"] = None
+        process["unit"] = {
+            "name": f"ascent-{self.cluster}-{process['name']}.service",
+            "environment": place,
+            "limits": {"MEMLOCK": "infinity", "NOFILE": "1048576", "STACK": "67108864"},
+            "restart": "always" if more.get("restart", True) else "no",
+        }
 
     def container(
         self,
@@ -220,7 +256,7 @@ class Scene:
             "publish": ports if network == "bridge" else [],
             "ipc": ipc,
             "shm_size": None if ipc == "host" else given.get("shm_size", "1g"),
-            "devices": [*self._device_files(profile, devices), *given.get("devices", [])],
+            "devices": [*self.device_files(profile, devices), *given.get("devices", [])],
             "gpus": self._gpus(profile, devices),
             "mounts": self._mounts(profile, given, image=image, devices=devices, more=mounts),
             "privileged": bool(given.get("privileged", False)),
@@ -240,7 +276,7 @@ class Scene:
         whole = devices[0] != 0 or len(devices) == profile["devices"]
         return "all" if whole else "device=" + ",".join(str(device) for device in devices)
 
-    def _device_files(self, profile: Mapping[str, Any], devices: Sequence[int]) -> List[str]:
+    def device_files(self, profile: Mapping[str, Any], devices: Sequence[int]) -> List[str]:
         """Device files of a process's devices; none where the runtime hands devices out by itself."""
         if not devices:
             return []

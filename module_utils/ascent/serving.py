@@ -1,4 +1,4 @@
-"""Whether what was launched still serves: containers, endpoints and the router, each failure with its owner. Pure."""
+"""Whether what was launched still serves: what runs, endpoints and the router, each failure with its owner. Pure."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ __all__ = ["judge"]
 
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
+from . import generations
 from .findings import finding, sort_findings
 
 _STAGE = "check"
@@ -20,21 +21,26 @@ _EXITS = {
 _RESTARTS = 3
 
 
-def _containers(node: Mapping[str, Any]) -> Optional[Dict[str, Mapping[str, Any]]]:
-    """The cluster's containers by the process they run; None when the engine could not be asked."""
+def _running(node: Mapping[str, Any], process: Mapping[str, Any]) -> Optional[Dict[str, Mapping[str, Any]]]:
+    """The cluster's containers, or units, by the process they run; None when the container engine can't be asked.
+
+    Which of the two is looked at depends on what ``process`` is to be.
+    """
     engine = node.get("container_engine")
-    if not engine or not engine.get("running"):
+    if process["container"] and not (engine and engine.get("running")):
         return None
-    return {str(one["labels"].get("ascent.process")): one for one in engine.get("containers", ())}
+    found = (node.get("units") or {}).get("units", ()) if process.get("unit") else (engine or {}).get("containers", ())
+    return {str(one["labels"].get("ascent.process")): one for one in found}
 
 
 def _container_finding(
     cluster: str, process: Mapping[str, Any], containers: Optional[Mapping[str, Mapping[str, Any]]]
 ) -> Optional[Dict[str, Any]]:
+    what = "unit" if process.get("unit") else "container"
     host, name = process["host"], process["name"]
     owner = f"instance {process['instance']}" if process.get("instance") else name
     launch = f"ansible-playbook deploy.yml -l {cluster} --tags launch"
-    logs = f"docker logs {process['container']['name']} on {host}"
+    logs = f"{generations.log_command(process)} on {host}"
     if containers is None:
         return finding(
             "container-engine",
@@ -51,10 +57,10 @@ def _container_finding(
         return finding(
             "process-missing",
             "error",
-            f"{owner}: {name} has no container on {host}",
+            f"{owner}: {name} has no {what} on {host}",
             host=host,
             stage=_STAGE,
-            evidence=f"containers of the cluster there: {', '.join(sorted(containers)) or 'none'}",
+            evidence=f"{what}s of the cluster there: {', '.join(sorted(containers)) or 'none'}",
             cause="It was never launched, or somebody removed it.",
             fix=launch,
         )
@@ -67,7 +73,7 @@ def _container_finding(
             f"{owner}: {name} on {host} is {container['state']} with exit code {code}",
             host=host,
             stage=_STAGE,
-            evidence=f"container {container['name']}, {container.get('restarts') or 0} restarts",
+            evidence=f"{what} {container['name']}, {container.get('restarts') or 0} restarts",
             cause=unknown if code is None else _EXITS.get(code, unknown),
             fix=f"{logs}; then: {launch}",
         )
@@ -78,7 +84,7 @@ def _container_finding(
             f"{owner}: {name} on {host} has been restarted {container['restarts']} times",
             host=host,
             stage=_STAGE,
-            evidence=f"container {container['name']}, started {container.get('started_at')}",
+            evidence=f"{what} {container['name']}, started {container.get('started_at')}",
             cause="It fails again and again, and the restart policy hides it.",
             fix=f"{logs}: the first fatal line counts, not the last.",
         )
@@ -116,11 +122,11 @@ def judge(
                 )
             )
             continue
-        containers = _containers(node)
-        told = [(process, _container_finding(cluster, process, containers)) for process in mine]
+        told = [(process, _container_finding(cluster, process, _running(node, process))) for process in mine]
         stopped |= {process["name"] for process, item in told if item and item["severity"] == "error"}
         # An engine that does not answer is one fault, not one for each process.
-        found += [item for _process, item in (told if containers is not None else told[:1]) if item]
+        silent = [item for _, item in told if item and item["id"] == "container-engine"]
+        found += silent[:1] + [item for _, item in told if item and item["id"] != "container-engine"]
     by_name = {process["name"]: process for process in plan["processes"]}
     heads = {one["name"]: one["processes"][0] for one in plan["instances"] if one.get("processes")}
     for endpoint in endpoints:
@@ -139,7 +145,7 @@ def judge(
                 host=endpoint.get("host") or (process["host"] if process else None),
                 stage=_STAGE,
                 evidence=f"{endpoint['url']}: {endpoint['error']}",
-                cause="Its container runs, but the program in it refuses or is stuck."
+                cause="It runs, but the program refuses or is stuck."
                 if process
                 else "Nothing of the plan is known by this name.",
                 fix=f"Read its log; then: ansible-playbook deploy.yml -l {cluster} --tags launch",

@@ -8,7 +8,7 @@ import calendar
 import time
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
 
-from . import serving
+from . import generations, serving
 from .findings import finding, sort_findings
 
 _COLUMNS = ("process", "host", "since", "state", "health", "up", "restarts", "requests", "tokens out")
@@ -72,7 +72,7 @@ def _drift(
             fix=f"{again} puts it right. What was meant to change belongs into the recipe.",
         )
     by_name = {process["name"]: process for process in plan["processes"] if process["host"] == host}
-    for container in (node.get("container_engine") or {}).get("containers") or ():
+    for container in generations.running_of(node):
         process = by_name.get(container["labels"].get("ascent.process"))
         if process is None:
             yield finding(
@@ -85,9 +85,9 @@ def _drift(
                 fix=f"{again} removes it.",
             )
             continue
-        digest = digests[process["container"]["image"]]
+        digest = digests[process["container"]["image"]] if process["container"] else None
         # An image is what its digest says, under whatever name the host has it.
-        if not container["image"].endswith(f"@{digest}"):
+        if digest and not container["image"].endswith(f"@{digest}"):
             yield finding(
                 "drift-image",
                 "warning",
@@ -115,8 +115,9 @@ def _row(
     node: Optional[Mapping[str, Any]],
     endpoints: Sequence[Mapping[str, Any]],
 ) -> List[Any]:
-    containers = ((node or {}).get("container_engine") or {}).get("containers") or ()
-    mine = next((one for one in containers if one["labels"].get("ascent.process") == process["name"]), None)
+    mine = next(
+        (one for one in generations.running_of(node) if one["labels"].get("ascent.process") == process["name"]), None
+    )
     heads = {one["processes"][0]: one["name"] for one in plan["instances"] if one.get("processes")}
     names = {process["name"], heads.get(process["name"])}
     asked = next((one for one in endpoints if one.get("name") in names), None)

@@ -16,8 +16,8 @@ from ansible.utils.display import Display
 from ascent import node
 from ascent.errors import AscentError
 from ascent.findings import failed, finding, message, sort_findings
+from ascent.image_pulls import ARCHITECTURES
 from ascent_controller import bundle, bundle_build, bundle_files, facts, image_archive, loader
-from ascent_controller.provisioning import ARCHITECTURES
 
 #: Variables that say where a role takes its artifacts from.
 _SOURCES = (
@@ -57,6 +57,7 @@ class ActionModule(ActionBase):
                 "driver": {"type": "str", "default": ""},
                 "cann": {"type": "str", "default": ""},
                 "images": {"type": "bool", "default": True},
+                "engine_python": {"type": "str", "default": ""},
                 "weights": {"type": "str", "default": ""},
                 "update": {"type": "bool", "default": False},
                 "insecure_registries": {"type": "list", "elements": "str", "default": []},
@@ -119,7 +120,7 @@ class ActionModule(ActionBase):
             machine=machine,
             systems=systems,
             packages=packages,
-            **{name: given[name] for name in ("driver", "cann", "images", "weights")},
+            **{name: given[name] for name in ("driver", "cann", "images", "engine_python", "weights")},
         )
         display = Display()
         downloads = {bundle.system_directory(one): one for one in systems if not one.get("directory")}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ascent import generations, npu, preflight
+from ascent import engine_imports, generations, npu, preflight, units
 from ascent.findings import finding
-from ascent_controller import checking, provisioning, tuning
+from ascent_controller import checking, provisioning, render, tuning
 
 DOCUMENTATION = r"""
 name: ascent_mounts
@@ -123,6 +123,45 @@ def ascent_rolled_back(number: int, kept: int) -> list[dict[str, Any]]:
     ]
 
 
+def ascent_units(
+    processes: Iterable[Mapping[str, Any]], generation: Mapping[str, Any], root: str, cluster: str, stop_seconds: int
+) -> list[dict[str, str]]:
+    """Units of systemd for the plan's ``processes``: name and text. ``root`` holds the generations' scripts."""
+    made = []
+    for process in processes:
+        decided = generation["processes"][process["name"]]
+        labels = {
+            "cluster": cluster,
+            "process": process["name"],
+            "generation": decided["since"],
+            "definition": decided["definition"],
+        }
+        script = f"{root}/{decided['since']}/{process['name']}.sh"
+        text = units.text(process["unit"], script, labels, managed=render.MANAGED, stop_seconds=stop_seconds)
+        made.append({"name": process["unit"]["name"], "text": text})
+    return made
+
+
+def ascent_environments_differ(hosts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Findings on hosts whose engine environment is not that of the others, from what the role registered on each."""
+    versions = {}
+    for host in hosts:
+        made = host.get("__engine_environment_made") or {}
+        found = made if made.get("present") else host.get("__engine_environment_found") or {}
+        if found.get("present"):
+            versions[str(host["inventory_hostname"])] = {"python": found["python"], **found["installed"]}
+    told = engine_imports.odd_ones("environment-differs", "the engine's environment", versions)
+    return [{**item, "stage": "provision"} for item in told]
+
+
+def ascent_import_findings(hosts: Iterable[Mapping[str, Any]], engine: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """`engine_imports.judge` of what the role engine registered on each host."""
+    results = {str(host["inventory_hostname"]): host.get("__engine_imports") for host in hosts}
+    return engine_imports.judge(
+        {name: found if found and "versions" in found else None for name, found in results.items()}, engine
+    )
+
+
 class FilterModule:
     """Registers the filters."""
 
@@ -139,6 +178,9 @@ class FilterModule:
             "ascent_conf_image": ascent_conf_image,
             "ascent_host_names": tuning.host_names,
             "ascent_host_needs": tuning.needs,
+            "ascent_environments_differ": ascent_environments_differ,
+            "ascent_import_findings": ascent_import_findings,
+            "ascent_units": ascent_units,
             "ascent_device_requests": ascent_device_requests,
             "ascent_locked_images": ascent_locked_images,
             "ascent_mounts": ascent_mounts,

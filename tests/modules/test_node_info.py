@@ -16,7 +16,7 @@ def test_gathers_this_machine_and_changes_nothing(run_module, check):
     )
     facts = result["ansible_facts"]["ascent_node"]
     assert result["changed"] is False
-    assert sorted(facts) == ["container_engine", "disk", "gpu", "network", "npu", "state", "system", "weights"]
+    assert sorted(facts) == ["container_engine", "disk", "gpu", "network", "npu", "state", "system", "units", "weights"]
     assert facts["system"]["memory_mb"] > 0
     assert facts["npu"]["error"].startswith("npu-smi is at none of /nowhere/npu-smi")
     assert facts["container_engine"]["installed"] is False

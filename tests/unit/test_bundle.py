@@ -576,5 +576,6 @@ def test_a_run_stops_at_a_broken_seal(sealed: Path, tmp_path: Path) -> None:
 
 def test_a_run_verifies_before_it_reads_any_node() -> None:
     play = yaml.safe_load((playbook_runs.ROOT / "playbooks/plan.yml").read_text())[0]
-    order = [next(key for key in ("launch_plan", "bundle", "node_info") if key in task) for task in play["tasks"]]
-    assert order.index("bundle") < order.index("node_info")
+    known = ("launch_plan", "bundle", "cluster_lock", "node_info")
+    order = [next((key for key in known if key in task), "") for task in play["tasks"]]
+    assert order.index("bundle") < min(order.index("cluster_lock"), order.index("node_info"))

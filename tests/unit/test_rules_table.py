@@ -251,6 +251,15 @@ CASES = [
     ),
     Case("router-fits-engine", "nixl", {"router/kind": "vllm-router"}, {}, 'router.kind = "vllm-router"'),
     Case("router-fits-engine", "store", {"router/policy": "least-loaded"}, {}, 'router.policy = "least-loaded"'),
+    Case(
+        "engine-runtime",
+        "dense",
+        {"engine/runtime": "environment", "engine/environment": {"packages": ["vllm>=0.18", "vllm-ascend==0.18.0"]}},
+        {"engine/runtime": "environment", "engine/environment": {"packages": ["vllm==0.18.0", "vllm-ascend==0.18.0"]}},
+        "vllm==VERSION",
+    ),
+    Case("engine-runtime", "dense", {"engine/image": ...}, {}, "engine.image = not set"),
+    Case("engine-runtime", "nixl", {"engine/runtime": "environment"}, {}, 'engine.runtime = "environment"'),
     Case("discovery-missing", "nixl", {"services": ...}, {}, "services = not set"),
     Case(
         "process-name-twice",

@@ -138,6 +138,7 @@ class Node:
     def ask(self, *names, health=(), wait=5.0, settle=0.3, since=None, known=False):
         request = {
             "containers": [{"name": name, "since": since} for name in names],
+            "units": [],
             "health": [{"name": name, "url": url, "known": known} for name, url in health],
             "fatal": ["libatb", "EngineCore failed"],
             "wait": wait,

@@ -26,6 +26,7 @@ import re
 from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence
 
 from ..findings import finding
+from ..generations import running_of
 
 _STAGE = "preflight"
 #: CPU architectures by other names to what ``uname -m`` prints.
@@ -99,8 +100,8 @@ def part(node: Optional[Facts], *keys: str) -> Dict[str, Any]:
 
 
 def running(node: Facts) -> bool:
-    """Whether containers of this cluster run on the node."""
-    return any(one.get("state") == "running" for one in part(node, "container_engine").get("containers", ()))
+    """Whether containers or units of this cluster run on the node."""
+    return any(one.get("state") == "running" for one in running_of(node))
 
 
 def chips_are(vendor: str, host: Facts) -> bool:

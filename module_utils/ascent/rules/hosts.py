@@ -177,6 +177,15 @@ def hosts_unique(context: Context) -> Iterator[Mistake]:
         waivable=False,
     ),
     Rule(
+        "engine-runtime",
+        "error",
+        "containers have an image; an environment names its engine's packages by exact versions",
+        "hosts that resolve a range on different days run different engines",
+        "vLLM-Ascend installation page, from pip and from source",
+        rows=("A16",),
+        waivable=False,
+    ),
+    Rule(
         "discovery-missing",
         "error",
         "Dynamo over several hosts has a discovery service",

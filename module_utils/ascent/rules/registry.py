@@ -236,9 +236,8 @@ class Context(NamedTuple):
 
     @property
     def version(self) -> Optional[str]:
-        """The engine's version: as the recipe says, else as the image's tag says."""
-        given = self.engine.get("version")
-        return str(given) if given else engines.image_version(str(self.engine.get("image", "")))
+        """The engine's version: as the recipe says, else as image or package do."""
+        return engines.release_of(self.engine)
 
     def at_least(self, version: str) -> Optional[bool]:
         """Whether the engine is this version or later; None if its version isn't known."""

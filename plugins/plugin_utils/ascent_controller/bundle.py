@@ -49,7 +49,7 @@ PARTS = {
     "driver": "driver: driver and firmware packages",
     "cann": "cann: CANN packages",
     "images": "images: container images, as an OCI image layout",
-    "engine_wheels": "engine_wheels/PYTHON-MACHINE: the engine, where it runs outside containers",
+    "engine_wheels": "engine_wheels/MACHINE: the engine, where it runs outside containers",
     "weights": "weights/ORG/NAME: the model",
 }
 
@@ -74,6 +74,7 @@ def contents(
     driver: str = "",
     cann: str = "",
     images: bool = True,
+    engine_python: str = "",
     weights: str = "",
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
     """The parts of a bundle for ``plan``, in order, and findings about what it will lack.
@@ -81,7 +82,8 @@ def contents(
     ``suite`` is the checkout's fingerprint; ``requirements``, ``constraints``, ``pythons`` (``3.12``) and ``machine``
     (of the new controller) make the wheels. ``systems`` are the releases on the nodes, ``{"id", "version", "machine"}``
     with ``directory`` (packages that the site has) or ``host`` (whose package manager downloads them); ``packages`` has
-    by release what is wanted there. ``driver``, ``cann`` and ``weights`` are directories, the first two URLs as well.
+    by release what is wanted there. ``engine_python`` is the hosts' Python for an engine outside containers.
+    ``driver``, ``cann`` and ``weights`` are directories, the first two URLs as well.
 
     Each part is ``{"wanted": …, "fingerprint"}``: equal fingerprints mean that a part made earlier can stay.
     """
@@ -123,11 +125,16 @@ def contents(
             wanted[part] = {"source": source, "machines": machines}
         elif ascend and what:
             told.append(_lacks(part, what, f"set {variable}, unless every node has them already"))
-    if images:
-        wanted["images"] = [
-            {"reference": reference, "machine": host_machine} for reference, host_machine in images_wanted(plan)
-        ]
-    else:
+    environment = plan["engine"]["environment"]
+    if environment and engine_python:
+        packages_of_engine = [*environment["packages"], "pip"]
+        wanted["engine_wheels"] = {"packages": packages_of_engine, "python": engine_python, "machines": machines}
+    elif environment:
+        told.append(_lacks("engine_wheels", "no wheels of the engine", "set bundle_engine_python, such as 3.11"))
+    references = images_wanted(plan)
+    if references and images:
+        wanted["images"] = [{"reference": reference, "machine": of_host} for reference, of_host in references]
+    elif references:
         told.append(_lacks("images", "no container images", "leave bundle_images out, or have a registry at the site"))
     if weights:
         wanted["weights"] = {"id": plan["model"]["id"], "source": weights}

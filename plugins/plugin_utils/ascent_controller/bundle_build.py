@@ -25,8 +25,8 @@ from typing import Any
 
 from ascent import registry, weights
 from ascent.errors import AscentError
+from ascent.image_pulls import ARCHITECTURES
 from ascent_controller import bundle, bundle_files, image_archive, loader
-from ascent_controller.provisioning import ARCHITECTURES
 
 #: What a part that is being made says of itself, beside the bundle until it is sealed.
 WORK = ".building"
@@ -262,6 +262,11 @@ class Builder:
                 raise AscentError(f"collection {name} is in none of the wheels: the ansible package no longer has it")
             collections[name] = version
         return {"pythons": wanted["pythons"], "machine": wanted["machine"], "collections": collections}
+
+    def _make_engine_wheels(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        for machine in wanted["machines"]:
+            self._pip(self.path / "engine_wheels" / machine, wanted["packages"], wanted["python"], machine)
+        return {"packages": wanted["packages"], "python": wanted["python"]}
 
     def _pip(self, target: Path, what: Sequence[str], python: str, machine: str) -> None:
         """Download wheels with this Python's pip, for any Python and machine."""

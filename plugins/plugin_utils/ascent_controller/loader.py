@@ -18,7 +18,7 @@ from typing import Any
 import jsonschema
 import yaml
 
-from ascent.engines import image_version
+from ascent.engines import release_of
 from ascent.findings import finding
 from ascent.mistakes import as_finding, closest, mistake
 
@@ -535,7 +535,7 @@ def option_table(engine: Mapping[str, Any], root: Path = ROOT) -> dict[str, Any]
     if engine.get("name") not in ("vllm-ascend", "vllm"):
         return None
     # vLLM-Ascend releases carry the vLLM of the same number; candidates and patches of it share its options.
-    release = _minor(str(engine.get("version") or image_version(str(engine.get("image", ""))) or ""))
+    release = _minor(release_of(engine) or "")
     folder = root / "catalog" / "engine_options"
     found: dict[str, Any] = {}
     if release is not None:

@@ -30,7 +30,7 @@ from typing import Any
 
 import yaml
 
-from ascent import diagnosis, packages
+from ascent import diagnosis, generations, packages
 from ascent.errors import AscentError, ParseError
 from ascent.findings import finding
 from ascent.versions import compare
@@ -341,8 +341,7 @@ def reboots(plan: Mapping[str, Any], facts: Mapping[str, Mapping[str, Any]], *, 
 
 
 def _serving(node: Mapping[str, Any]) -> list[str]:
-    containers = (node.get("container_engine") or {}).get("containers") or []
-    return [str(one["name"]) for one in containers if one.get("state") == "running"]
+    return [str(one["name"]) for one in generations.running_of(node) if one.get("state") == "running"]
 
 
 def reboot_batches(plan: Mapping[str, Any], hosts: Iterable[str], size: int | str) -> list[list[str]]:

@@ -26,8 +26,8 @@ def files(plan: Mapping[str, Any], host: str | None = None) -> dict[str, dict[st
     """The scripts of a plan by host and file name; of one ``host`` only if it is named.
 
     Every process and every job gives ``<process>.sh``, which runs inside the image, and ``<process>.docker.sh``, which
-    runs that one in a container by hand. Hosts without a process are there with an empty mapping. The same plan gives
-    the same bytes.
+    runs that one in a container by hand. Engines outside containers have the first only: it runs as it stands. Hosts
+    without a process are there with an empty mapping. The same plan gives the same bytes.
     """
     result: dict[str, dict[str, str]] = {name: {} for name in plan["hosts"] if host in (None, name)}
     for process in [*plan["processes"], *plan.get("jobs", [])]:
@@ -39,11 +39,13 @@ def files(plan: Mapping[str, Any], host: str | None = None) -> dict[str, dict[st
             plan=plan,
             process=process,
             role=_role(process),
+            needs=_needs(process),
             command="\n".join(shell.command_lines(process["argv"], prefix="exec ")),
         )
-        here[f"{process['name']}.docker.sh"] = _template("docker.sh.j2").render(
-            managed=MANAGED, plan=plan, process=process, command=_docker_run(process)
-        )
+        if process["container"]:
+            here[f"{process['name']}.docker.sh"] = _template("docker.sh.j2").render(
+                managed=MANAGED, plan=plan, process=process, command=_docker_run(process)
+            )
     return result
 
 
@@ -73,6 +75,12 @@ def _template(name: str) -> jinja2.Template:
     environment.filters["export_line"] = shell.export_line
     environment.filters["heredoc"] = shell.heredoc
     return environment.get_template(name)
+
+
+def _needs(process: Mapping[str, Any]) -> str:
+    """Where a script belongs, for who runs it elsewhere."""
+    container = process["container"]
+    return f"this script runs inside {container['image']}" if container else "install CANN, or set engine.source"
 
 
 #: What a process beside the engines is, by its kind.

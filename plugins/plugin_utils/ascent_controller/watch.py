@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ascent import diagnosis, follower
+from ascent import diagnosis, follower, generations
 from ascent.errors import AscentError
 from ascent.findings import finding
 from ascent.launch_progress import Progress
@@ -60,7 +60,9 @@ def program(request: Mapping[str, Any]) -> bytes:
 class _Process:
     name: str
     host: str
-    container: str
+    runs_as: str
+    is_unit: bool
+    log: str
     instance: str | None
     kind: str
     url: str | None
@@ -101,7 +103,9 @@ class Watch:
             item["name"]: _Process(
                 name=item["name"],
                 host=item["host"],
-                container=item["container"]["name"],
+                runs_as=(item.get("unit") or item["container"])["name"],
+                is_unit=item.get("unit") is not None,
+                log=generations.log_command(item),
                 instance=item["instance"],
                 kind=item["kind"],
                 url=item["health"],
@@ -124,7 +128,8 @@ class Watch:
         """What to ask a host next."""
         mine = [process for process in self.processes.values() if process.host == host]
         return {
-            "containers": [{"name": process.container, "since": process.since} for process in mine],
+            "containers": [{"name": one.runs_as, "since": one.since} for one in mine if not one.is_unit],
+            "units": [{"name": one.runs_as, "since": one.since} for one in mine if one.is_unit],
             "health": [
                 {"name": process.name, "url": process.url, "known": process.healthy} for process in mine if process.url
             ],
@@ -148,9 +153,9 @@ class Watch:
             health = answer["health"].get(process.name)
             if health is not None:
                 process.healthy, process.detail = health["ok"], health["detail"]
-            for line in answer["lines"].get(process.container, []):
+            for line in answer["lines"].get(process.runs_as, []):
                 self._line(process, line, now)
-            self._container(process, answer["containers"].get(process.container) or {"state": "missing"}, now)
+            self._container(process, answer["containers"].get(process.runs_as) or {"state": "missing"}, now)
         for process in self.processes.values():
             if self._is_ready(process) and process.ready_at is None:
                 process.ready_at = process.moved_at = now
@@ -190,9 +195,11 @@ class Watch:
             self._suspects[process.name] = now
         process.restarts = restarts
         where = f"{process.name} on {process.host}"
-        fix = f"Read docker logs {process.container} on {process.host}, then run --tags launch again."
+        fix = f"Read {process.log} on {process.host}, then run --tags launch again."
         if process.state == "missing":
-            self._trouble(now, process, "process-missing", f"{where} has no container", "", fix)
+            self._trouble(
+                now, process, "process-missing", f"{where} has no {'unit' if process.is_unit else 'container'}", "", fix
+            )
         elif process.state != "running":
             code = state.get("exit_code")
             word = f"ended with exit code {code}" if process.state in ("exited", "dead") else f"is {process.state}"
@@ -212,13 +219,13 @@ class Watch:
             "process-restarted",
             f"{process.name} on {process.host} ended and was restarted (restart count {process.restarts})",
             self._tail(process),
-            f"The first start in its log is the one to read: docker logs {process.container} on {process.host}.",
+            f"The first start in its log is the one to read: {process.log} on {process.host}.",
         )
 
     def _out_of_memory(self, now: float, process: _Process, word: str) -> None:
         known = diagnosis.by_exit_code(137, self.catalogue, host=process.host, process=process.name)
         if known is not None:
-            evidence = f"{process.name} {word}, and docker says OOMKilled\n{self._tail(process)}"
+            evidence = f"{process.name} {word}, and the kernel's out-of-memory killer ended it\n{self._tail(process)}"
             self._fail(now, {**known, "stage": "launch", "evidence": evidence}, process)
 
     def _trouble(
@@ -319,7 +326,7 @@ class Watch:
                 host=process.host,
                 stage="launch",
                 evidence=self._tail(process),
-                fix=f"Read docker logs {process.container} on {process.host}.",
+                fix=f"Read {process.log} on {process.host}.",
             )
             for process in blamed
         ]

@@ -1,0 +1,135 @@
+"""Units of systemd for engines outside containers: their text, what one host has, and the steps between the two.
+
+A unit tells whose it is by keys that systemd passes over (``X-…``): the same four that containers carry as labels.
+"""
+
+from __future__ import annotations
+
+__all__ = ["DIRECTORY", "PROPERTIES", "labels_of", "parse_show", "plan", "state_of", "text"]
+
+import re
+from typing import Any, Dict, List, Mapping, Optional, Sequence
+
+#: Where units that a site makes lie.
+DIRECTORY = "/etc/systemd/system"
+
+#: What `systemctl show` is asked.
+PROPERTIES = (
+    "Id",
+    "LoadState",
+    "ActiveState",
+    "SubState",
+    "Result",
+    "ExecMainCode",
+    "ExecMainStatus",
+    "ExecMainStartTimestamp",
+    "InvocationID",
+    "NRestarts",
+    "MainPID",
+)
+
+_LABELS = ("cluster", "process", "generation", "definition")
+_KILLED = ("2", "3")  # CLD_KILLED and CLD_DUMPED of waitid(2)
+
+
+def text(unit: Mapping[str, Any], script: str, labels: Mapping[str, Any], *, managed: str, stop_seconds: int) -> str:
+    """The text of a process's unit. ``unit`` is the plan's, ``script`` what it runs.
+
+    Type simple, since exec is younger than the systemd of distributions in use. The whole group of processes ends with
+    the script: an engine's workers are its children.
+    """
+    lines = [
+        f"# {managed}",
+        "# ascent:engine",
+        "[Unit]",
+        f"Description=Ascent: {labels['process']} of {labels['cluster']}",
+    ]
+    lines += [f"X-Ascent-{name.capitalize()}={labels[name]}" for name in _LABELS]
+    lines += ["After=network-online.target", "Wants=network-online.target", "StartLimitIntervalSec=0", ""]
+    lines += ["[Service]", "Type=simple", f"ExecStart=/bin/bash {_escaped(script)}", "Environment=HOME=/root"]
+    lines += ["WorkingDirectory=/root", f"Restart={unit['restart']}", "RestartSec=2", "KillMode=mixed"]
+    lines += [f"TimeoutStopSec={stop_seconds}", "TasksMax=infinity", "OOMPolicy=stop"]
+    lines += [f"Limit{name}={limit}" for name, limit in sorted(unit["limits"].items())]
+    lines += ["StandardOutput=journal", "StandardError=journal", "SyslogIdentifier=ascent", "LogRateLimitIntervalSec=0"]
+    return "\n".join([*lines, "", "[Install]", "WantedBy=multi-user.target", ""])
+
+
+def _escaped(word: str) -> str:
+    return word.replace("%", "%%").replace("$", "$$")
+
+
+def labels_of(content: str) -> Dict[str, str]:
+    r"""A unit file's labels, named as containers' are; empty where it is none of ours.
+
+    >>> labels_of("X-Ascent-Cluster=a3\nX-Ascent-Process=decode-0-head\n")
+    {'ascent.cluster': 'a3', 'ascent.process': 'decode-0-head'}
+    """
+    return {
+        f"ascent.{name.lower()}": value.strip() for name, value in re.findall(r"^X-Ascent-(\w+)=(.*)$", content, re.M)
+    }
+
+
+def parse_show(output: str) -> Dict[str, Dict[str, str]]:
+    """Properties of units by their ids, from what `systemctl show` prints for several."""
+    found = {}
+    for block in output.split("\n\n"):
+        entry = dict(re.findall(r"^(\w+)=(.*)$", block, re.M))
+        if entry.get("Id"):
+            found[entry["Id"]] = entry
+    return found
+
+
+def state_of(show: Optional[Mapping[str, str]]) -> Dict[str, Any]:
+    """A unit's state in the words of a container's: ``state``, ``exit_code``, ``oom_killed``, ``restarts``, ``id``."""
+    show = show or {}
+    active, sub = show.get("ActiveState"), show.get("SubState")
+    if show.get("LoadState", "not-found") == "not-found":
+        state = "missing"
+    elif active == "active" and sub == "running":
+        state = "running"
+    elif active in ("activating", "reloading"):
+        state = "restarting" if sub == "auto-restart" else "running"
+    else:
+        state = "exited"
+    status = show.get("ExecMainStatus", "")
+    code = int(status) if status.isdigit() else None
+    if code is not None and show.get("ExecMainCode") in _KILLED:
+        code += 128
+    return {
+        "state": state,
+        "id": show.get("InvocationID") or None,
+        "exit_code": None if state == "running" else code,
+        "oom_killed": show.get("Result") == "oom-kill",
+        "restarts": int(show.get("NRestarts") or 0),
+        "started_at": show.get("ExecMainStartTimestamp") or None,
+    }
+
+
+def plan(
+    wanted: Sequence[Mapping[str, Any]],
+    there: Mapping[str, Mapping[str, Any]],
+    ending: Sequence[str] = (),
+) -> List[Dict[str, str]]:
+    """The steps from the units that are ``there`` to those that are ``wanted``: ``{"do", "unit"}``, in order.
+
+    ``wanted`` has ``name`` and ``text``; ``there`` has by name ``text``, ``state`` and ``enabled`` of the cluster's own
+    units. ``ending`` are processes' units that end before any starts again. Steps: ``remove``, ``stop``, ``write``,
+    ``enable``, ``start``. A unit whose text differs is stopped before it is written: what ran has to be what is named.
+    """
+    names = {one["name"] for one in wanted}
+    steps = [{"do": "remove", "unit": name} for name in sorted(there) if name not in names]
+    later = []
+    for one in wanted:
+        name, found = one["name"], there.get(one["name"])
+        differs = found is None or found["text"] != one["text"]
+        alive = found is not None and found["state"] in ("running", "restarting")
+        ends = alive and (differs or name in ending)
+        if ends:
+            steps.append({"do": "stop", "unit": name})
+        if differs:
+            later.append({"do": "write", "unit": name})
+        if found is None or not found["enabled"]:
+            later.append({"do": "enable", "unit": name})
+        if not alive or ends:
+            later.append({"do": "start", "unit": name})
+    return steps + later

@@ -402,7 +402,11 @@ class Builder:
                 if bundle_files.copy(Path(parent) / file, target / name):
                     self.say(f"weights: {name}")
                 names.append(f"{model}/{name}")
-        bundle_files.remove_others(self.path / "weights", names)
+        # Where these are unpacked they are compared with these sums, without reading everything once more for them.
+        own = [name.removeprefix(f"{model}/") for name in names]
+        sums = bundle_files.hashes(target, own, self._kept)
+        bundle_files.write(target / bundle.SUMS, bundle.sums_text(sums))
+        bundle_files.remove_others(self.path / "weights", [*names, f"{model}/{bundle.SUMS}"])
         return {"id": model, "files": len(names)}
 
 

@@ -30,8 +30,9 @@ from ascent_controller import bundle, bundle_files, image_archive, loader
 
 #: What a part that is being made says of itself, beside the bundle until it is sealed.
 WORK = ".building"
-#: Folders of a checkout that are no part of the suite where git can't tell.
-_NOT_SUITE = (".git", ".venv", ".sandbox", "runs", "__pycache__", "artifacts")
+#: Folders of a checkout that are no part of the suite where git can't tell, and those with a dot that are.
+_NOT_SUITE = ("runs", "__pycache__", "artifacts")
+_DOTTED = (".ci", ".config")
 _COLLECTION = re.compile(r"^\s*-?\s*(?:ansible\.builtin\.)?([a-z_]+\.[a-z_]+)\.[a-z_0-9]+:", re.M)
 
 
@@ -48,8 +49,13 @@ def suite_files(root: Path = loader.ROOT) -> list[str]:
     if done.returncode == 0 and done.stdout:
         names = os.fsdecode(done.stdout).split("\0")
     else:
-        names = [name for name in bundle_files.listing(root) if not set(Path(name).parts) & set(_NOT_SUITE)]
+        names = [name for name in bundle_files.listing(root) if not any(map(_is_made, Path(name).parts[:-1]))]
     return sorted(name for name in set(names) if name and (root / name).exists())
+
+
+def _is_made(folder: str) -> bool:
+    """Whether a folder holds what runs and tools make."""
+    return folder in _NOT_SUITE or (folder.startswith(".") and folder not in _DOTTED)
 
 
 def suite_fingerprint(names: Sequence[str], root: Path = loader.ROOT) -> str:

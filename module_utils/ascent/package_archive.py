@@ -17,7 +17,8 @@ from .errors import AscentError
 from .findings import finding
 
 _LOCKED = re.compile(
-    r"Could not get lock|Failed to lock|is locked by another process|dnf is currently locked|transaction lock"
+    r"Could not get lock|Unable to acquire the dpkg frontend lock|Failed to lock|is locked by another process"
+    r"|dnf is currently locked|transaction lock"
 )
 _UNKNOWN = re.compile(
     r"No package matching|Unable to locate package|no installation candidate|No match for arg|Unable to find a match"

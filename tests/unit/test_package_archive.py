@@ -48,6 +48,10 @@ def test_an_empty_directory_is_said_so(tmp_path: Path) -> None:
     ("text", "fault"),
     [
         ("E: Could not get lock /var/lib/dpkg/lock-frontend. It is held by process 812 (apt-get)", "B16"),
+        (
+            "E: Unable to acquire the dpkg frontend lock (/var/lib/dpkg/lock-frontend), is another process using it?",
+            "B16",
+        ),
         ("Failed to lock apt for exclusive operation: Failed to lock directory /var/lib/apt/lists/", "B16"),
         ("yum lockfile is held by another process\nError: Failed to obtain the transaction lock", "B16"),
         ("No package matching 'docker.io' is available", "packages-not-installed"),

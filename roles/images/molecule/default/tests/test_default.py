@@ -18,9 +18,17 @@ def published() -> str:
 
 
 def test_the_image_is_there_by_the_digest_of_the_registry(host) -> None:
-    name = f"198.19.0.2:5000/molecule/tiny@{published()}"
+    name = f"127.0.0.1:28950/198.19.0.2_5000/molecule/tiny@{published()}"
     (image,) = json.loads(host.check_output("docker image inspect %s", name))
-    assert name in image["RepoDigests"]
+    assert image["RepoDigests"] == [name], "handed on by the hosts, and pulled from nowhere else"
+    assert image["RepoTags"] == ["198.19.0.2:5000/molecule/tiny:v1"]
+
+
+def test_nothing_of_the_way_is_left(host) -> None:
+    assert not host.file("/var/lib/ascent/images").exists
+    assert not host.file("/run/ascent-images").exists
+    assert host.run("systemctl is-active ascent-images").stdout.strip() == "inactive"
+    assert not host.socket("tcp://28950").is_listening
 
 
 def test_a_dry_run_has_nothing_to_do() -> None:

@@ -225,6 +225,60 @@ def test_a_restored_backup_needs_no_network(site: hub.Site, srv: Path, cluster: 
     whole(made.path("n1"), files(srv))
 
 
+def test_a_mount_of_its_own_is_filled_with_what_shows_the_model_last(
+    site: hub.Site, srv: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = cluster(1)
+    place = made.path("n1")
+    place.mkdir(parents=True)
+    (place / "note.txt").write_text("mine")
+    (place / SHARD).write_bytes(files(srv)[SHARD][:1000])
+    ismount, moved, replace = os.path.ismount, [], os.replace
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == str(place) or ismount(path))
+    monkeypatch.setattr(os, "replace", lambda old, new: (moved.append(Path(new)), replace(old, new))[1])
+    assert made.fetch(endpoint=address(site)).found == []
+    whole(place, files(srv))
+    assert sent(site, SHARD) == len(files(srv)[SHARD]) - 1000
+    assert (place / "note.txt").read_text() == "mine"
+    shown = [path.name for path in moved if path.parent == place]
+    assert shown[-3:] == ["config.json", "model.safetensors.index.json", ".ascent-weights.json"]
+    assert not list(place.glob(".ascent-partial*"))
+
+
+def test_a_disk_that_fills_up_on_the_way_is_told(site: hub.Site, srv: Path, cluster: Any) -> None:
+    made = cluster(1)
+    partial = made.path("n1").with_name(".Tiny-0___5B.ascent-partial")
+    partial.mkdir(parents=True)
+    (partial / f"{SHARD}.part").symlink_to("/dev/full")
+    done = made.fetch(endpoint=address(site))
+    assert [item["id"] for item in done.found] == ["D16"]
+    assert "No space left" in done.found[0]["evidence"]
+    assert not made.path("n1").exists()
+    (partial / f"{SHARD}.part").unlink()
+    assert made.fetch(endpoint=address(site)).found == []
+    whole(made.path("n1"), files(srv))
+
+
+def test_a_place_that_can_not_be_written_is_told(site: hub.Site, cluster: Any) -> None:
+    made = cluster(1)
+    parent = made.path("n1").parent.parent
+    parent.mkdir(parents=True)
+    (parent / "tiny-org").write_text("a file")
+    done = made.fetch(endpoint=address(site))
+    assert [item["id"] for item in done.found] == ["D37"]
+    assert "Not a directory" in done.found[0]["evidence"]
+    assert sent(site) == 0
+
+
+def test_a_file_that_somebody_edited_is_kept_aside(site: hub.Site, srv: Path, cluster: Any) -> None:
+    made = cluster(1)
+    made.fetch(endpoint=address(site))
+    (made.path("n1") / "config.json").write_text('{"edited": true}')
+    assert made.fetch(endpoint=address(site)).found == []
+    whole(made.path("n1"), files(srv))
+    assert (made.path("n1") / "config.json.before-ascent").read_text() == '{"edited": true}'
+
+
 def test_another_revision_replaces_what_differs(site: hub.Site, srv: Path, cluster: Any) -> None:
     made = cluster(2)
     made.fetch(endpoint=address(site))

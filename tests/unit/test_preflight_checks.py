@@ -424,7 +424,7 @@ def test_cann_of_the_host_counts_where_engines_run_outside_containers(plan, node
     for one in nodes.values():
         one["npu"]["cann"] = None
     assert found(plan, nodes)[0] == []
-    plan["engine"]["environment"] = "/opt/ascent/venv"
+    plan["engine"]["environment"] = {"path": "/opt/ascent/environments/1"}
     told, first = found(plan, nodes)
     assert told == [("host-cann", "error", host) for host in plan["hosts"]]
     for name in ("toolkit_9.0.0_linux-aarch64", "A3-ops_9.0.0_linux-aarch64", "nnal_9.0.0_linux-aarch64"):
@@ -437,6 +437,23 @@ def test_cann_of_the_host_counts_where_engines_run_outside_containers(plan, node
         for one in nodes.values():
             one["npu"]["cann"] = {**good, **values}
         assert {name for name, _, _ in found(plan, nodes)[0]} == {"host-cann"}, values
+
+
+@pytest.mark.parametrize(
+    ("python", "packages", "expected"),
+    [
+        ("python3.11", ["vllm==0.18.0", "vllm-ascend==0.18.0"], None),
+        ("python3", ["vllm==0.18.0", "vllm-ascend==0.18.0", "torch_npu==2.9.0.post1", "numpy==1.26.4"], None),
+        ("python3.11", ["vllm==0.17.0", "vllm-ascend==0.18.0"], "vllm 0.17.0, the release has 0.18.0"),
+        ("python3.11", ["vllm-ascend==0.18.0", "Torch.NPU==2.8.0"], "Torch.NPU 2.8.0, the release has 2.9.0.post1"),
+        ("/usr/bin/python3.13", ["vllm==0.18.0"], "Python 3.13, the release runs on 3.10 to 3.11"),
+    ],
+)
+def test_packages_outside_containers_are_of_one_row(plan, nodes, python, packages, expected):
+    plan["engine"].update(version="0.18.0", environment={"path": "/opt/a", "python": python, "packages": packages})
+    told = [one for one in preflight.judge(plan, nodes, TABLE) if one["id"] == "B05"]
+    assert [(one["severity"], one["host"]) for one in told] == ([("error", None)] if expected else [])
+    assert expected is None or expected in told[0]["summary"]
 
 
 def test_an_engine_outside_containers_needs_no_container_engine(plan, nodes):
@@ -593,7 +610,7 @@ def test_a_malformed_entry_is_refused(tmp_path):
 
 def test_repairs_are_those_whose_setting_is_on():
     assert preflight.repairs({}) == []
-    given = {"images": True, "driver": "/srv/ascend", "cann": " ", "weights": "no", "engine_environment": None}
+    given = {"images": True, "driver": "/srv/ascend", "cann": " ", "weights": "no", "firewall": None}
     assert preflight.repairs(given) == ["driver", "images"]
     with pytest.raises(ValueError, match="magic"):
         preflight.repairs({"magic": True})
@@ -610,7 +627,7 @@ def test_the_table_has_a_row_for_every_host(plan, nodes):
     assert (rows["n000"]["system"], rows["n000"]["driver"], rows["n000"]["clock"]) == (
         "openEuler 22.03",
         "25.5.2",
-        "+0.0 s",
+        "+0.0 ±0.1 s",
     )
     assert (rows["n001"]["devices"], rows["n001"]["found"]) == ("15/16", "A09, A11")
     assert rows["n000"]["HBM free"] - rows["n001"]["HBM free"] == pytest.approx((65536 - 3100) / 1024, abs=1)

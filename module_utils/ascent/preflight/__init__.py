@@ -25,7 +25,6 @@ REPAIRS = {
     "container_engine": "the stage provision installs and starts the container engine",
     "images": "the stage provision pulls the image",
     "weights": "the stage provision fetches the weights",
-    "engine_environment": "the stage provision builds the engine's environment",
     "reserved_ports": "the stage tune reserves them",
     "host_names": "the stage tune writes all nodes into /etc/hosts",
     "firewall": "the stage tune opens the filter for the cluster",

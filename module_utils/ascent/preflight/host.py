@@ -385,7 +385,8 @@ def _service_user(context: Context, host: str, node: Facts) -> Findings:
     if user and user["uid"] is not None and user["group_gid"] is not None:
         return []
     return [
-        warning(
+        # Engines run as root and don't mind; the driver's next installer does.
+        info(
             "A17",
             host,
             f"{host} has no {'user' if not user or user['uid'] is None else 'group'} {name},"
@@ -393,7 +394,6 @@ def _service_user(context: Context, host: str, node: Facts) -> Findings:
             "/etc/passwd and /etc/group",
             "The accounts of the host were replaced after the driver was installed.",
             f"groupadd {name}; useradd -g {name} {name}, with the ids of the other nodes",
-            "driver",
         )
     ]
 

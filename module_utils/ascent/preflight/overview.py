@@ -21,8 +21,9 @@ def table(
 ) -> Dict[str, Any]:
     """``{"title", "columns", "rows"}`` with a row a host; what was not read shows as ``-``.
 
-    HBM is that of the planned devices together, memory and disk (where images lie) are what is free, all in GiB. What
-    is about the cluster as a whole stands in no row.
+    The clock is told against the controller's, as closely as the reading allows. HBM is that of the planned devices
+    together, memory and disk (where images lie) are what is free, all in GiB. What is about the cluster as a whole
+    stands in no row.
     """
     rows = [_row(plan, host, nodes.get(host), findings, (offsets or {}).get(host)) for host in plan["hosts"]]
     return {"title": "Nodes before the run, free sizes in GiB", "columns": list(COLUMNS), "rows": rows}
@@ -46,7 +47,7 @@ def _row(
         _hbm(plan["hosts"][host], npu, part(node, "gpu")),
         _whole(system.get("memory_available_mb")),
         _whole(disk.get("free_mb")),
-        f"{offset['offset']:+.1f} s" if offset else None,
+        f"{offset['offset']:+.1f} ±{offset['uncertainty']:.1f} s" if offset else None,
         _found(host, findings),
     ]
 

@@ -38,7 +38,9 @@ def row_of(table: Optional[Facts], engine: Facts) -> Optional[Dict[str, Any]]:
     """The row of the plan's engine; None where table or release are unknown."""
     if table is None or table.get("engine") != engine.get("name"):
         return None
-    row = table["releases"].get(engine.get("version"))
+    # Packages have the bare number, tags and the table a v before it.
+    version = str(engine.get("version") or "")
+    row = table["releases"].get(version) or table["releases"].get(f"v{version}")
     return None if row is None else dict(row)
 
 

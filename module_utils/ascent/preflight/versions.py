@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["check", "install_advice", "of_plan"]
 
 import json
+import re
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from .. import versions as version_files
@@ -29,8 +30,8 @@ def check(context: Context, host: str, node: Facts) -> Findings:
 
 
 def of_plan(context: Context) -> Findings:
-    """What stands against the plan's own choice: a release without a row, or a hardware without an image."""
-    return _release(context) + _tags(context)
+    """What stands against the plan's own choice: a release without a row or an image, packages of two releases."""
+    return _release(context) + _tags(context) + _packages(context)
 
 
 def install_advice(context: Context, host: str, node: Optional[Facts]) -> str:
@@ -98,6 +99,47 @@ def _tags(context: Context) -> Findings:
             "Choose a release that has them, or an image of your own by its full name.",
         )
         for family, hosts in without.items()
+    ]
+
+
+#: Packages that a release's row names, as pip calls them.
+_PACKAGES = {
+    "vllm": "vllm",
+    "torch": "torch",
+    "torch-npu": "torch_npu",
+    "triton-ascend": "triton_ascend",
+    "mooncake-transfer-engine-npu": "mooncake",
+}
+
+
+def _packages(context: Context) -> Findings:
+    """Pinned packages of an engine outside containers, and its Python, against the release's row."""
+    engine, row = context.plan["engine"], row_of(context.table, context.plan["engine"])
+    environment = engine.get("environment") or {}
+    if row is None or context.table is None or not environment.get("packages"):
+        return []
+    wrong = []
+    for text in environment["packages"]:
+        match = re.match(r"([A-Za-z0-9._-]+)==([0-9][^;\s]*)", str(text).strip())
+        key = _PACKAGES.get(re.sub(r"[-_.]+", "-", match.group(1)).lower()) if match else None
+        if match and key and row.get(key) and compare(match.group(2), row[key]):
+            wrong.append(f"{match.group(1)} {match.group(2)}, the release has {row[key]}")
+    python = re.search(r"python(3\.[0-9]+)\Z", str(environment.get("python") or ""))
+    if python and row.get("python"):
+        low, high = row["python"]
+        if compare(python.group(1), low) == -1 or compare(python.group(1), high) == 1:
+            wrong.append(f"Python {python.group(1)}, the release runs on {low} to {high}")
+    if not wrong:
+        return []
+    return [
+        error(
+            "B05",
+            None,
+            f"packages of the recipe do not fit {engine['name']} {engine['version']}: {'; '.join(wrong)}",
+            f"{listed(environment['packages'])}; source: {sources(context.table, row['source'])}",
+            "Packages of two releases were put together.",
+            "Take the versions of one row of the release's table.",
+        )
     ]
 
 

@@ -60,6 +60,7 @@ test-all: test ## What CI has no time for, after what it runs
 	@$(MAKE) --no-print-directory clients
 	pytest -m thorough tests/sandbox
 	pytest -x tests/nodes
+	pytest -x tests/offline
 	pytest -x tests/real_engine/test_layouts.py
 
 .PHONY: clients

@@ -107,7 +107,7 @@ class Site:
     def inside(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a program on the controller that has no way out."""
         environment = {
-            "PATH": f"{self.suite}/.venv/bin:/usr/local/bin:/usr/bin:/bin",
+            "PATH": f"{self.suite}/.venv/bin:{sys.base_prefix}/bin:/usr/local/bin:/usr/bin:/bin",
             "HOME": str(self.work / "home"),
             "LANG": "C.UTF-8",
             "ASCENT_RUNS_DIR": str(self.work / "runs"),

@@ -32,6 +32,9 @@ class ActionModule(ActionBase):
                 return npu.address(read[peer].get("ascent_npus"), device, plan["hosts"][peer]["fabric"]["address"])
 
             arguments.update(tool=fabric["ping"], host=host, peers=mesh.peers(plan, address_of, mode).get(host, []))
+            # Where npu_info found the tool; without one the module's own default says what is missing.
+            tool = (read[host].get("ascent_npus") or {}).get("hccn_tool")
+            arguments |= {"hccn_tool": tool} if tool else {}
         result.update(self._execute_module(module_name="hccl_verify", module_args=arguments, task_vars=task_vars))
         if not result.get("failed"):
             told = ("plane", "packets", "seconds", "pairs")

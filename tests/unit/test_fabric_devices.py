@@ -263,6 +263,7 @@ SINGLE = [
     (conf(address="203.0.113.99"), "a2", "hccn-conf-differs", "error", "{h} device 2"),
     (conf(address="203.0.113.99"), "a3", "hccn-conf-differs", "warning", "{h} device 2"),
     (conf(netmask="255.255.0.0"), "a2", "hccn-conf-differs", "error", "{h} device 2"),
+    (conf(netdetect="203.0.113.9"), "a2", "hccn-conf-differs", "error", "{h} device 2"),
     (lost_address, "a2", "C11", "error", "{h} device 2"),
     (lost_address, "a3", "C11", "warning", "{h} device 2"),
     (set_("vnic", address=None), "a3", "C11", "error", "{h} device 2"),

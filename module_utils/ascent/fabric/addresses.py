@@ -11,7 +11,12 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 from ..npu import CONF
 from .common import Device, Findings, fabric_devices, found, majority, misfits, names
 
-_CONF_KEYS = (("address", "ip", "address"), ("netmask", "ip", "netmask"), ("gateway", "gateway", "gateway"))
+_CONF_KEYS = (
+    ("address", "ip", "address"),
+    ("netmask", "ip", "netmask"),
+    ("gateway", "gateway", "gateway"),
+    ("netdetect", "netdetect", "address"),
+)
 _SHOWN = 6
 
 _Plan = Mapping[str, Any]

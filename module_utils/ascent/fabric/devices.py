@@ -651,12 +651,14 @@ def _topology(view: _View) -> Findings:
             groups[view.plan["hosts"][host].get("hardware")][host] = links
     findings: Findings = []
     for group in groups.values():
+        joined = sorted({pair for links in group.values() for pair in links})
+        common = {pair: majority(links.get(pair) for links in group.values()) for pair in joined}
         for host, links in sorted(group.items()):
-            odd = {}
-            for pair, link in links.items():
-                usual = majority(other.get(pair) for name, other in group.items() if name != host)
-                if usual is not None and usual != link and len(group) > 2:
-                    odd[pair] = (link, usual)
+            odd = {
+                pair: (link, common[pair])
+                for pair, link in links.items()
+                if common[pair] not in (None, link) and len(group) > 2
+            }
             if odd:
                 findings.append(
                     found(

@@ -164,13 +164,18 @@ def table(
         "node", "verdict", "devices", "up", "addresses", "TLS", "firmware", "pairs", "lost", "median us", "worst us",
         "errors",
     ]  # fmt: skip
+    by_host: Dict[str, List[_Pair]] = collections.defaultdict(list)
+    for pair in pairs:
+        if not pair.get("witness"):
+            for host in {pair["from"][0], pair["to"][0]}:
+                by_host[host].append(pair)
     rows = []
     for host, planned in plan["hosts"].items():
         entries = [
             ((npus.get(host) or {}).get("devices") or {}).get(str(number)) or {} for number in planned["devices"]
         ]
         plane = (planned.get("fabric") or {}).get("address", "ip")
-        mine = [pair for pair in pairs if host in (pair["from"][0], pair["to"][0]) and not pair.get("witness")]
+        mine = by_host[host]
         times = [float(pair["avg_us"]) for pair in mine if pair["avg_us"] is not None]
         against = [one for one in findings if one["host"] == host or (one["host"] is None and _names_host(one, host))]
         errors = sorted({one["id"] for one in against if one["severity"] == "error"})

@@ -59,6 +59,7 @@ test: setup ## Everything CI runs: lint, unit tests, molecule, the road end to e
 test-all: test ## What CI has no time for, after what it runs
 	@$(MAKE) --no-print-directory clients
 	pytest -m thorough tests/sandbox
+	pytest -m thorough tests/fabric
 	pytest -x tests/nodes
 	pytest -x tests/offline
 	pytest -x tests/real_engine/test_layouts.py
@@ -71,7 +72,7 @@ clients: setup ## Public clients, each in an environment of its own (2 GB of dow
 test-static: lint unit
 
 .PHONY: test-sandbox
-test-sandbox: molecule e2e provision faults test-real
+test-sandbox: molecule e2e provision faults fabric test-real
 
 .PHONY: lint
 lint: setup ## ruff, mypy, yamllint, shellcheck, ansible-lint (production)
@@ -102,6 +103,10 @@ provision: setup ## What provision brings to nodes of different states, and ever
 faults: setup ## A third of the sandbox's faults, each on real nodes; all of them in test-all
 	pytest -m 'not thorough' tests/sandbox
 
+.PHONY: fabric
+fabric: setup ## The fabric gate on real nodes: clean, and with several faults at once; each by itself in test-all
+	pytest -m 'not thorough' tests/fabric
+
 .PHONY: test-real
 test-real: setup ## The real engine on one server, and the suite that it shares with the simulator
 	pytest -x tests/real_engine/test_single.py
@@ -111,6 +116,7 @@ bench: setup ## Figures, as ratios within one run; not part of pass or fail
 	@$(BIN)/python bench/planner.py
 	@$(BIN)/python bench/engine_timing.py
 	@$(BIN)/python bench/image_spread.py
+	@$(BIN)/python bench/fabric.py
 	@$(BIN)/python bench/no_op_run.py --inventory $(INVENTORY) --cluster $(CLUSTER)
 	@$(BIN)/python bench/no_op_run.py --inventory bench/inventory --cluster eight-hosts --tags provision,tune --boot
 

@@ -1,8 +1,8 @@
-"""NVIDIA's collective test programs (nccl-tests) under MPI, and the names that NCCL is told of network adapters."""
+"""NVIDIA's collective test programs (nccl-tests) under MPI: their command line, and what they print."""
 
 from __future__ import annotations
 
-__all__ = ["PROGRAMS", "mpirun", "names", "parse"]
+__all__ = ["PROGRAMS", "mpirun", "parse"]
 
 import re
 from typing import Any, Dict, List, Mapping, Optional, Sequence
@@ -99,24 +99,3 @@ def mpirun(
         "1",
     ]
     return [*argv[:start], *own]
-
-
-def names(value: str, present: Sequence[str]) -> List[str]:
-    """Which entries of ``NCCL_IB_HCA`` or ``NCCL_SOCKET_IFNAME`` fit none of the names that a host has.
-
-    ``=`` before the list asks for exact names, ``^`` excludes, a port may follow a colon; without a sign an entry is a
-    prefix.
-
-    >>> names("=mlx5_0:1,mlx5_9", ["mlx5_0", "mlx5_1"]), names("mlx5", ["mlx5_0"]), names("^docker", ["eth0"])
-    (['mlx5_9'], [], [])
-    """
-    if value.startswith("^"):
-        return []
-    exact = value.startswith("=")
-    missing = []
-    for entry in value.lstrip("=").split(","):
-        name = entry.strip().split(":")[0]
-        fits = name in present if exact else any(each.startswith(name) for each in present)
-        if name and not fits:
-            missing.append(name)
-    return missing

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import yaml
 from ansible.plugins.action import ActionBase
 
-from ascent_controller import facts
+from ascent import hccl_test, nccl_tests
+from ascent_controller import facts, loader
 
 
 class ActionModule(ActionBase):
@@ -59,7 +62,7 @@ class ActionModule(ActionBase):
             ratio=limits["ratio"],
             cluster_ratio=limits["cluster_ratio"],
             iterations=limits["iterations"],
-            floors=limits["floors"],
+            floors=self._floors(plan, list(mpi)) if limits["floors"] is None else limits["floors"],
             variables={"HCCL_CONNECT_TIMEOUT": limits["connect_seconds"]} if given["tool"] == "hccl_test" else {},
         )
         done = self._execute_module(module_name="collective_test", module_args=given, task_vars=task_vars)
@@ -70,7 +73,15 @@ class ActionModule(ActionBase):
         return result
 
     @staticmethod
-    def _program(tool: str, collective: str) -> str:
-        from ascent import hccl_test, nccl_tests
+    def _floors(plan: Mapping[str, Any], hosts: list[str]) -> dict[str, Any]:
+        """Those of the hosts' hardware profile; none where they have different ones."""
+        kinds = {plan["hosts"][host]["hardware"] for host in hosts}
+        if len(kinds) != 1:
+            return {}
+        path = loader.ROOT / "catalog" / "hardware" / f"{kinds.pop()}.yml"
+        profile = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return dict((profile.get("collectives") or {}).get("floors") or {})
 
+    @staticmethod
+    def _program(tool: str, collective: str) -> str:
         return (nccl_tests if tool == "nccl-tests" else hccl_test).PROGRAMS.get(collective, "")

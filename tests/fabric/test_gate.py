@@ -120,6 +120,10 @@ def test_a_link_that_is_down_is_one_fault_to_all_parts(gate: Gate):
 
 
 @pytest.mark.thorough
-def test_a_serving_cluster_is_left_alone(gate: Gate):
-    verdict = gate.verify("-e", "fabric_collectives=never")
-    assert verdict["facts"]["collectives"] is None
+def test_nodes_without_programs_or_image_are_told_of_and_stop_nothing(gate: Gate):
+    verdict = gate.verify("-e", '{"fabric_collectives_programs": ["/nowhere"]}', "-e", "fabric_torch=force")
+    assert errors(verdict) == []
+    assert "nodes lack MPI or the test programs" in summary(verdict, "collectives-skipped")
+    assert "the image is not on the node" in summary(verdict, "torch-skipped")
+    for node in NODES:
+        assert gate.shell(node, "ls /var/lib/ascent/mesh").split() == ["fabric.json"]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from pathlib import Path
+
 import pytest
 
 from ascent.fabric import collectives
+from ascent_controller import signatures
 
 HOSTS = ("a", "b", "c")
 
@@ -118,3 +123,33 @@ def test_what_could_not_be_run_is_said_and_stops_nothing():
     (found,) = collectives.judge({}, told)["findings"]
     assert (found["severity"], found["evidence"]) == ("info", "b: mpirun")
     assert collectives.judge({}, None) == {"findings": [], "metrics": {}}
+
+
+def trial(outcome="ok", rows=(), text=""):
+    return {"serve-0-fabric": {"instance": "serve-0", "outcome": outcome, "rows": list(rows), "text": text}}
+
+
+def test_collectives_of_the_engines_own_image():
+    row = {"bytes": 8192, "us": 40.0, "gbs": 0.2, "check": "success"}
+    sound = collectives.torch({"a": trial(rows=[row]), "b": trial(), "c": None})
+    assert sound == {"findings": [], "metrics": {"torch_collective": {"serve-0": {"gbs": 0.2, "us": 40.0}}}}
+    (found,) = collectives.torch({"a": trial(), "b": trial("failed", text="rank 1 ended with 1")})["findings"]
+    assert (found["id"], found["host"]) == ("torch-collective", "b")
+    assert "serve-0: b" in found["summary"]
+    (found,) = collectives.torch({"a": trial("timeout", text="x"), "b": trial("absent", text="no torch")})["findings"]
+    assert (found["id"], found["severity"]) == ("torch-skipped", "info")
+
+
+def test_the_catalogue_has_every_finding_of_mesh_collectives_and_control_plane():
+    root = Path(__file__).parents[2]
+    used = set()
+    for name in ("pairs", "collectives", "control_plane"):
+        tree = ast.parse((root / "module_utils" / "ascent" / "fabric" / f"{name}.py").read_text())
+        words = {one.value for one in ast.walk(tree) if isinstance(one, ast.Constant) and isinstance(one.value, str)}
+        used |= {
+            word for word in words if re.fullmatch(r"[A-G][0-9]{2}|(fabric|control|collectives?|torch)-[a-z-]+", word)
+        }
+    listed = {entry["id"]: entry["about"] for entry in signatures.checks(of="fabric")}
+    assert used <= set(listed)
+    own = {name for name, about in listed.items() if about in ("mesh", "collectives", "control plane")}
+    assert own <= used

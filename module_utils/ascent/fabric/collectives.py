@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["gate", "judge"]
+__all__ = ["gate", "judge", "torch"]
 
-from typing import Any, Collection, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Collection, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from .. import hccl_test, nccl_tests
 from ..collectives import COLLECTIVES
@@ -199,3 +199,46 @@ def judge(plan: Mapping[str, Any], collectives: Optional[Mapping[str, Any]]) -> 
             entry.update(gbs=max(entry["gbs"], last["gbs"]), us=min(entry["us"], first["us"]))
     metrics["collectives"] = best
     return {"findings": findings, "metrics": metrics}
+
+
+def torch(trials: Mapping[str, Optional[Mapping[str, Mapping[str, Any]]]]) -> Dict[str, Any]:
+    """``{"findings", "metrics"}`` over ``{host: ascent_torch}``: what ran in the engine's image, by instance."""
+    by_instance: Dict[str, List[Tuple[str, Mapping[str, Any]]]] = {}
+    for host, told in trials.items():
+        for one in (told or {}).values():
+            by_instance.setdefault(one["instance"], []).append((host, one))
+    findings: List[Dict[str, Any]] = []
+    rows: Dict[str, Any] = {}
+    for instance, entries in sorted(by_instance.items()):
+        absent = [(host, one["text"]) for host, one in entries if one["outcome"] == "absent"]
+        bad = [(host, one["text"]) for host, one in entries if one["outcome"] not in ("ok", "absent")]
+        table: Sequence[Mapping[str, Any]] = next((one["rows"] for _, one in entries if one["rows"]), [])
+        if table:
+            rows[instance] = {"gbs": table[-1]["gbs"], "us": table[0]["us"]}
+        if absent:
+            findings.append(
+                finding(
+                    "torch-skipped",
+                    "info",
+                    f"no collective of torch.distributed was run for {instance}: {absent[0][1]}",
+                    stage=_STAGE,
+                    evidence=", ".join(host for host, _ in absent),
+                    cause="The engine's image is not on the node yet, or has no torch.",
+                    fix="Run --tags provision first.",
+                )
+            )
+        elif bad:
+            hosts = sorted({host for host, _ in bad})
+            findings.append(
+                finding(
+                    "torch-collective",
+                    "error",
+                    f"a collective of torch.distributed fails over the hosts of {instance}: {', '.join(hosts)}",
+                    host=hosts[0] if len(hosts) == 1 else None,
+                    stage=_STAGE,
+                    evidence="; ".join(f"{host}: {text}" for host, text in bad[:2]),
+                    cause="A variable, a network card or a mount of the recipe, where other collectives pass.",
+                    fix="Look at the host whose ranks failed first; the others only waited for them.",
+                )
+            )
+    return {"findings": findings, "metrics": {"torch_collective": rows} if rows else {}}

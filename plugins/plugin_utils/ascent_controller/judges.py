@@ -84,6 +84,7 @@ def _fabric(
         "mesh": pairs.judge(part, verdict.unexplained(meshes, judged), limits),
         "control_plane": control_plane.judge(part, nodes, told("ascent_control_plane"), limits),
         "collectives": collectives.judge(part, ran),
+        "torch": collectives.torch(told("ascent_torch")),
     }
     previous = next((node["state"]["fabric"] for node in nodes.values() if node and node["state"]["fabric"]), None)
     whole = set(part["hosts"]) == set(plan["hosts"])

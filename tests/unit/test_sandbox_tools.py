@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ascent import errors, hccn_tool, npu_smi
+from ascent import errors, hccn_tool, npu_smi, nvidia_smi
 from sandbox.lib import node_files, plan
 
 NODE = Path(__file__).resolve().parents[2] / "sandbox/node"
@@ -567,6 +567,14 @@ def test_gpus_are_listed_with_their_uuids(gpu):
 def test_gpus_are_queried(gpu, form, wanted):
     words = ("--query-gpu=index,memory.used,utilization.gpu", f"--format={form}", "-i", 6)
     assert gpu.run("nvidia_smi", *words).stdout == wanted
+
+
+def test_what_facts_ask_of_gpus_is_read(gpu):
+    words = (f"--query-gpu={','.join(nvidia_smi.FIELDS)}", "--format=csv,noheader,nounits")
+    read = nvidia_smi.parse_query(gpu.run("nvidia_smi", *words).stdout)
+    assert read["driver"] == gpu.state["driver"]["version"]
+    assert [one["uuid"] for one in read["devices"]] == [device["uuid"] for device in gpu.state["devices"]]
+    assert read["devices"][6]["memory_used_mb"] == 120000
 
 
 def test_processes_on_gpus_are_queried_with_leases(gpu):

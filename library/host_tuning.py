@@ -22,6 +22,13 @@ options:
     type: str
     choices: [present, absent]
     default: present
+  only:
+    description:
+      - With C(firewall) only O(firewall) is looked at, and everything else stays as it is. For stages before the tuning
+        in which nodes already talk to each other.
+    type: str
+    choices: ["", firewall]
+    default: ""
   governor:
     description: cpufreq governor of every CPU. Empty leaves it alone.
     type: str
@@ -196,6 +203,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "only": {"type": "str", "choices": ["", "firewall"], "default": ""},
             "governor": {"type": "str", "default": ""},
             "sysctl": {"type": "dict", "default": {}},
             "debugfs": {"type": "dict", "default": {}},
@@ -217,16 +225,20 @@ def main() -> None:
     tree = Tree(ROOT)
     given = dict(module.params)
     undo, wait, installed = given.pop("state") == "absent", given.pop("ntp_wait"), given.pop("installed")
+    if only := given.pop("only"):
+        given = {only: given[only]}
     result = {"changed": False, "findings": [], "writes": [], "files": [], "commands": [], "packages": []}
     result.update(reserved="", jemalloc=None, reboot_needed=False, diff=[])
     try:
         wish = tuning.NOTHING if undo else tuning.wanted(**given)
         observed = tuning.observe(wish, tree, run, socket.gethostname())
-        decided = tuning.plan(wish, observed, installed=installed, undo=undo)
+        decided = (
+            tuning.plan_firewall(observed) if only else tuning.plan(wish, observed, installed=installed, undo=undo)
+        )
         refused = [] if module.check_mode else tuning.apply(decided, observed, tree, run)
         done = {**decided, "writes": [write for write in decided["writes"] if write["path"] not in refused]}
         findings = decided["findings"] + ([tuning.interrupts_refused(refused)] if refused else [])
-        if not undo:
+        if not undo and not only:
             state = synchronised(done, tree, 0 if module.check_mode else wait)
             findings += tuning.clock_findings(wish, tree, run, state)
         result.update(

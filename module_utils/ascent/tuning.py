@@ -31,6 +31,7 @@ __all__ = [
     "observe",
     "parse_ports",
     "plan",
+    "plan_firewall",
     "sysctl_path",
     "wanted",
 ]
@@ -103,6 +104,25 @@ def plan(
         "packages": brought if undo else draft.packages,
         "reboot": made["reboot"],
         "shm_mb": made["shm_mb"],
+    }
+
+
+def plan_firewall(observed: Mapping[str, Any]) -> Dict[str, Any]:
+    """As `plan`, of the firewall alone: every other setting stays as it is, and so does what is kept of it."""
+    saved = {key: value for key, value in observed["saved"].items() if value or key in ("schema", "knobs", "ports")}
+    note = observed["firewall"]["note"]
+    saved = {**saved, "firewall": note} if note else {key: saved[key] for key in saved if key != "firewall"}
+    return {
+        "writes": [],
+        "files": {},
+        "first": [],
+        "steps": observed["firewall"]["steps"],
+        "saved": saved if any(value for key, value in saved.items() if key != "schema") else None,
+        "findings": [],
+        "reserved": one_line(observed["knobs"][sysctl_path(RESERVED_PORTS)]),
+        "packages": [],
+        "reboot": False,
+        "shm_mb": 0,
     }
 
 

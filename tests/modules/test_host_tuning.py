@@ -80,6 +80,12 @@ def test_a_mistake_in_the_variables_is_an_error_with_the_same_keys(host, systemc
     assert (host / "proc/sys/vm/swappiness").read_text() == "60\n"
 
 
+def test_only_the_firewall_is_looked_at_where_that_is_asked(host, systemctl, run_module) -> None:
+    result = run_module(host_tuning, {**WISH, "only": "firewall", "firewall": {"sources": ["192.0.2.1"]}})
+    assert (result["changed"], result["findings"]) == (False, [])
+    assert (host / "proc/sys/vm/swappiness").read_text() == "60\n"
+
+
 def test_a_command_that_fails_is_named(host, systemctl, run_module, monkeypatch) -> None:
     monkeypatch.setattr(host_tuning, "run", lambda argv: (1, "", "Failed to connect to bus"))
     result = run_module(host_tuning, WISH)

@@ -196,6 +196,24 @@ def test_peers_reach_the_ports_of_the_plan_and_those_the_kernel_picks_and_client
     assert len(ufw.rules) == 2
 
 
+def test_the_firewall_alone_leaves_the_rest_of_the_tuning(tmp_path: Path) -> None:
+    tree, ufw = host(tmp_path, active=True), Ufw()
+    knob = tmp_path / "proc/sys/vm/swappiness"
+    knob.parent.mkdir(parents=True)
+    knob.write_text("60\n")
+    tuned = tuning.wanted(sysctl={"vm.swappiness": 0})
+    observed = tuning.observe(tuned, tree, ufw)
+    tuning.apply(tuning.plan(tuned, observed), observed, tree, ufw)
+    before = tree.read(tuning.STATE_FILE)
+    for plan in (PLAN, None):
+        observed = tuning.observe(tuning.wanted(firewall=plan), tree, ufw)
+        tuning.apply(tuning.plan_firewall(observed), observed, tree, ufw)
+        assert len(ufw.rules) == (4 if plan else 2)
+        assert knob.read_text() == "0\n"
+    assert tree.read(tuning.STATE_FILE) == before
+    assert "vm.swappiness = 0" in str(tree.read(tuning.SYSCTL_FILE))
+
+
 def test_without_named_clients_the_endpoint_is_told_to_be_closed_to_them(tmp_path: Path) -> None:
     wish = tuning.wanted(firewall={**PLAN, "clients": []})
     decided = tuning.plan(wish, tuning.observe(wish, host(tmp_path, active=True), Ufw()))

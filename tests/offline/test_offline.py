@@ -26,7 +26,7 @@ NODES = {"off-01": "198.19.128.11", "off-02": "198.19.128.12"}
 #: The controller's address on the nodes' network, and the part of its name that keeps it apart from other tests.
 CONTROLLER = "198.19.191.250"
 NAMESPACE = "ascent-offline"
-MODEL = "vllm-ascend/Qwen3-235B-A22B"
+MODEL = "ascent/offline-moe"
 SEALED = "bundle-test"
 
 #: Runs on a node at each boot, before anything of ours.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ansible.errors import AnsibleActionFail
+from ansible.errors import AnsibleActionFail, AnsibleUndefinedVariable
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
@@ -94,7 +94,11 @@ class ActionModule(ActionBase):
         values: dict[str, dict[str, str]] = {name: {} for name in _SOURCES}
         for host in nodes:
             for name in _SOURCES:
-                values[name][host] = str(task_vars["hostvars"][host].get(name) or "")
+                try:
+                    values[name][host] = str(task_vars["hostvars"][host].get(name) or "")
+                except AnsibleUndefinedVariable:
+                    # Made of what only the host's own tasks know: the role that takes it will tell.
+                    continue
         return told + bundle.sources_outside(str(path), values)
 
     # -- making one ----------------------------------------------------------------------------------------------------

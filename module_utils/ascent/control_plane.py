@@ -222,6 +222,9 @@ class Listeners:
                         os.close(number)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             self.serve(seconds)
+            # Whoever sees that the file is gone may take the ports.
+            for listener in self.sockets:
+                listener.close()
             os.unlink(pid_file)
         finally:
             os._exit(0)

@@ -122,7 +122,7 @@ def main() -> None:
         wanted = f"collectives out of {', '.join(programs)}, and a smallest and a largest size"
         module.fail_json(msg=f"wanted {wanted}; found {given['collectives']} and {given['sizes']}")
     if module.check_mode:
-        module.exit_json(changed=False, runs=[], culprits=[])
+        module.exit_json(changed=False, runs=[], culprits=[], seconds=0.0)
     begun, directory = time.monotonic(), given["directory"]
     ports = {str(host["address"]): int(host["port"]) for host in given["hosts"].values()}
     agent = os.path.join(directory, "ssh")

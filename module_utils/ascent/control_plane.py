@@ -209,19 +209,29 @@ class Listeners:
                 os.close(writing)
                 os.read(reading, 1)
                 os._exit(0)
+
+            # Whoever sees that the file is gone, or gets its lock, may take the ports.
+            def let_go(*_signal: object) -> None:
+                for listener in self.sockets:
+                    listener.close()
+                if _signal:
+                    os._exit(0)
+
+            signal.signal(signal.SIGTERM, let_go)
             os.ftruncate(lock, 0)
             os.write(lock, str(os.getpid()).encode())
             nowhere = os.open(os.devnull, os.O_RDWR)
             for stream in range(3):
                 os.dup2(nowhere, stream)
-            keep = {lock, *(listener.fileno() for listener in self.sockets)}
-            os.write(writing, b".")
+            keep = {lock, writing, *(listener.fileno() for listener in self.sockets)}
             for number in range(3, 1024):
                 if number not in keep:
                     with contextlib.suppress(OSError):
                         os.close(number)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.write(writing, b".")
+            os.close(writing)
             self.serve(seconds)
+            let_go()
             os.unlink(pid_file)
         finally:
             os._exit(0)

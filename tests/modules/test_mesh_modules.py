@@ -77,7 +77,7 @@ def test_a_collective_that_nobody_knows_is_refused(run_module, tmp_path):
     told = run_module(collective_test, {**given, "collectives": ["gossip"]})
     assert told["failed"] is True
     assert "gossip" in told["msg"]
-    assert run_module(collective_test, given, check=True)["culprits"] == []
+    assert {"runs", "culprits", "seconds"} <= set(run_module(collective_test, given, check=True))
 
 
 def test_the_control_plane_in_three_phases(run_module, tmp_path):

@@ -329,8 +329,11 @@ def test_clocks_that_are_apart_for_sure():
     def nodes(offset, around=0.1):
         return {
             host: {
-                "system": {"time": 1000.0 + (offset if host == C else 0)},
-                "clock": {"before": 1000 - around, "after": 1000 + around},
+                "clock": {
+                    "before": 1000 - around,
+                    "after": 1000 + around,
+                    **dict.fromkeys(("first", "last"), 1000.0 + (offset if host == C else 0)),
+                }
             }
             for host in (A, B, C)
         }

@@ -275,11 +275,7 @@ def judge(
         for host, one in told.items()
         for port, text in list(((one or {}).get("unbound") or {}).items())[:1]
     ]
-    samples = {
-        host: {**node["clock"], "time": node["system"]["time"]}
-        for host, node in nodes.items()
-        if node and node.get("clock") and node.get("system")
-    }
+    samples = {host: node["clock"] for host, node in nodes.items() if node and "before" in (node.get("clock") or {})}
     limit = float((limits or {}).get("clock_skew_seconds", 1.0))
     findings += _clocks(preflight.clock_offsets(samples), limit)
     metrics = {

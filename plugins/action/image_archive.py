@@ -46,7 +46,7 @@ class ActionModule(ActionBase):
         else:
             self._copy(given, found)
         if found["findings"]:
-            found.update(failed=True, msg=message(found["findings"]))
+            found.update(changed=False, failed=True, msg=message(found["findings"]))
         return {**result, **found}
 
     def _lookup(self, given: dict[str, Any], found: dict[str, Any]) -> None:

@@ -68,9 +68,11 @@ def checks(directory: Path = DIRECTORY, of: str = "*") -> list[dict[str, Any]]:
             # What it depends on decides between two of them.
             if set(str(entry.get("severity")).split(" or ")) - set(SEVERITIES):
                 problems.append(f"severity is {entry.get('severity')!r}, not one of {', '.join(SEVERITIES)}")
-            if entry.get("id") in seen:
+            # One fault may show in several things that are looked at.
+            place = (entry.get("id"), entry.get("about"))
+            if place in seen:
                 problems.append("the id is there twice")
-            seen.add(entry.get("id"))
+            seen.add(place)
             mistakes += [_mistake(f"{path.name}: {entry.get('id')}: {problem}") for problem in problems]
             found.append(entry)
     if mistakes:

@@ -89,7 +89,7 @@ def test_a_filter_drops_the_rpc_port(gate: Gate):
 @pytest.mark.thorough
 @pytest.mark.parametrize("nic", ["eth9", "lo"])
 def test_a_wrong_network_card(gate: Gate, nic: str):
-    verdict = gate.verify(*NO_COLLECTIVES, hosts={"m-02": {"nic": nic, "node_ip": "198.19.192.12"}})
+    verdict = gate.verify(*NO_COLLECTIVES, hosts={"m-02": {"nic": nic, "node_ip": "198.19.64.12"}})
     assert set(errors(verdict)) == {("C07", "m-02")}
     assert all(nic in one["summary"] for one in verdict["findings"] if one["id"] == "C07")
 

@@ -326,7 +326,9 @@ def mount_disks(sizes: dict[str, int]) -> None:
             # All of it is for use: no journal's worth of overhead, nothing kept back for root.
             subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", str(file)], check=True)
         for _ in range(16):
-            device = subprocess.run(["losetup", "--find"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+            found = subprocess.run(["losetup", "--find"], check=True, stdout=subprocess.PIPE, text=True).stdout
+            # Newer ones say behind it that the device file is missing.
+            device = found.split()[0]
             if not Path(device).exists():
                 os.mknod(device, 0o660 | stat.S_IFBLK, os.makedev(7, int(device[len("/dev/loop") :])))
             # Another node may take the same free device first; then there is a next one.

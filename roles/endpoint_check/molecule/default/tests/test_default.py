@@ -11,23 +11,26 @@ from tests.roles.helpers import Entry, changed, tree
 
 @pytest.fixture(scope="module")
 def kept(host) -> dict[str, Entry]:
-    """What stages keep of this cluster on the node."""
-    return tree(host, "/var/lib/ascent/molecule")
+    """What stages keep of this cluster on the node; the lock's file is no stage's."""
+    return {name: entry for name, entry in tree(host, "/var/lib/ascent/molecule").items() if name != "lock.json"}
 
 
 def test_the_figures_lie_where_the_endpoint_is(host, kept) -> None:
     if host.check_output("hostname") == "role-02":
         assert kept == {}
         return
-    assert set(kept) == {"smoke_bench.json"}
-    assert (kept["smoke_bench.json"].user, kept["smoke_bench.json"].mode) == ("root", 0o640)
+    assert set(kept) == {"smoke_bench.json", "good.json"}
+    assert {(entry.user, entry.mode) for entry in kept.values()} == {("root", 0o640)}
     assert host.file("/var/lib/ascent/molecule").mode == 0o750
 
 
 def test_the_figures_are_of_the_current_plan_and_marked_simulated(host, kept) -> None:
-    for entry in kept.values():
+    plan = json.loads(host.file("/etc/ascent/molecule/current/plan.json").content_string)
+    if "good.json" in kept:
+        passed = json.loads(kept["good.json"].text)["generations"]
+        assert passed[-1]["plan_hash"] == plan["hash"]
+    for entry in (entry for name, entry in kept.items() if name == "smoke_bench.json"):
         measured = json.loads(entry.text)
-        plan = json.loads(host.file("/etc/ascent/molecule/current/plan.json").content_string)
         assert measured["plan_hash"] == plan["hash"]
         result = measured["result"]
         assert result["simulated"] is True

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 def test_no_verdict_is_there(host) -> None:
-    assert not host.file("/var/lib/ascent/molecule").exists
+    assert not host.file("/var/lib/ascent/molecule/fabric.json").exists

@@ -19,7 +19,11 @@ failed=()
 for role in "${roles[@]}"; do
   printf '\n== role %s\n' "$role"
   started=$SECONDS
+  # What molecule remembers of a run that was broken off must not make it leave out preparing the nodes.
+  MOLECULE_EPHEMERAL_DIRECTORY=$(mktemp -d)
+  export MOLECULE_EPHEMERAL_DIRECTORY
   (cd "roles/$role" && molecule test --no-command-borders) || failed+=("$role")
+  rm -rf "$MOLECULE_EPHEMERAL_DIRECTORY"
   printf '== role %s: %s s\n' "$role" $((SECONDS - started))
 done
 

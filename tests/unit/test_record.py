@@ -288,3 +288,15 @@ def test_an_interrupted_run_leaves_what_it_had(tmp_path):
     run = load(tmp_path / "runs" / "latest", "run.json")
     assert (run["interrupted"], run["ok"]) == (True, False)
     assert [(stage["stage"], stage["ok"]) for stage in run["stages"]] == [("tune", True), ("launch", False)]
+
+
+def test_a_record_never_takes_the_place_of_an_earlier_stage_s_verdict(tmp_path):
+    record = recorder(tmp_path)
+    record.enter("plan", START)
+    ran(record, "t", "a3-01", result={"record": {"plan.json": {"recipe": "one", "processes": []}}})
+    record.enter("launch", START + 1)
+    ran(record, "u", "a3-01", result={"record": {"plan.json": {"recipe": "two", "processes": []}}})
+    directory = record.finish(START + 4)
+    assert load(directory, "plan.json")["findings"] == []
+    assert load(directory, "plan.record.json")["recipe"] == "two"
+    assert (directory.parent / "latest").resolve() == directory.resolve()

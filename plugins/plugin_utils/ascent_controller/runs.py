@@ -389,9 +389,10 @@ class Recorder:
                 _write(self._folder() / "logs" / _file_name(f"{process}.log", ".log"), str(text))
 
     def _record_name(self, name: str) -> str:
-        """``plan.json`` of the stage plan becomes ``plan.record.json``: a stage's verdict has its name to itself."""
+        """``plan.json`` becomes ``plan.record.json`` where the run has a stage plan, whose verdict has that name."""
         file = _file_name(name, ".json")
-        return f"{self._current}.record.json" if file == f"{self._current}.json" else file
+        stage = file.removesuffix(".json")
+        return f"{stage}.record.json" if stage in self.stages or stage == self._current else file
 
     def _folder(self) -> Path:
         if self._directory is None:

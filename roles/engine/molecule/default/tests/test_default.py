@@ -49,8 +49,8 @@ def test_labels_say_what_it_is(container, generation, own) -> None:
 
 
 def test_it_runs_the_image_by_the_locked_digest(container, generation) -> None:
-    digest = generation["manifest"]["digest"]
-    assert container["Config"]["Image"] == f"198.19.0.2:5000/quay.io/ascend/vllm-ascend@{digest}"
+    # A host that got the image from another one has it under that one's name; the digest is the same everywhere.
+    assert container["Config"]["Image"].endswith(f"/ascend/vllm-ascend@{generation['manifest']['digest']}")
 
 
 def test_it_comes_back_after_a_boot_and_keeps_its_log_small(container) -> None:

@@ -40,7 +40,8 @@ def fingerprint(road: Road) -> dict[str, str]:
     """What a dry run could disturb on a node: packages, units, configuration, tuning, containers' data."""
     command = (
         "dpkg-query -W | sha256sum; ls -laR --time-style=full-iso /etc /var/lib/ascent /etc/ascent 2>/dev/null"
-        " | grep -v -e resolv.conf -e mtab -e lock.json -e '^total' | sha256sum; systemctl list-unit-files --no-legend | sha256sum;"
+        " | grep -v -e resolv.conf -e mtab -e lock.json -e '^total' | sha256sum;"
+        " systemctl list-unit-files --no-legend | sha256sum;"
         " cat /proc/sys/vm/swappiness /sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
     )
     return {name: node.check_output(command) for name, node in road.nodes().items()}

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sandbox.lib.plan import BENCHMARK_NETWORK, SandboxError
+from sandbox.lib.plan import NETWORKS, SandboxError
 
 LABEL = "ascent.sandbox"
 START_TIMEOUT_S = 30
@@ -130,7 +130,7 @@ class Engine:
             "--ip-forward=false",
             "--ip-masq=false",
             f"--cgroup-parent=/{self.cgroup}",
-            f"--insecure-registry={BENCHMARK_NETWORK}",
+            *(f"--insecure-registry={network}" for network in NETWORKS),
         ]
         with (self.root / "docker.log").open("wb") as log:
             process = subprocess.Popen(

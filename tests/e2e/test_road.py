@@ -353,6 +353,9 @@ def test_a_failed_launch_goes_back_by_itself(road: Road, tmp_path: Path) -> None
     assert [one["id"] for one in errors][:1] == ["C01"]
     assert "launch-rolled-back" in {one["id"] for one in errors}
     assert kept(road)["plan_hash"] == good["plan_hash"]
+    assert road.play("deploy.yml", "--tags", "launch").changed == {}
+    # The check remembers that the generation with the new number passed, once.
+    assert road.play("deploy.yml", "--tags", "check").rc == 0
     assert road.play("deploy.yml", "--tags", "launch,check").changed == {}
 
 

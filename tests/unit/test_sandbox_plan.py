@@ -80,7 +80,7 @@ def test_directories_may_be_one_file_system_on_all_nodes():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"sandbox_subnet": "10.0.0.0/16"}, "198.18.0.0/15"),
+        ({"sandbox_subnet": "10.0.0.0/16"}, "198.18.0.0/15 or 100.64.0.0/10"),
         ({"sandbox_subnet": "198.18.0.0/24"}, "/16"),
         ({"sandbox_services": "198.18.0.11"}, "more than one"),
         ({"sandbox_services": "198.19.0.2"}, "outside"),

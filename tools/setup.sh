@@ -59,10 +59,10 @@ make_venv() {
   say "virtual environment in $venv with $("$python" --version)"
   rm -f "$venv/.ascent-setup"
   "$python" -m venv "$venv"
-  "$venv/bin/python" -m pip install -q --disable-pip-version-check -c constraints.txt -U pip
+  "$venv/bin/python" -m pip install -qq --disable-pip-version-check -c constraints.txt -U pip
   # The build warns about the very layout that an editable install is for.
   PYTHONWARNINGS='ignore:Editable installation' \
-    "$venv/bin/python" -m pip install -q --disable-pip-version-check -c constraints.txt --group test -e .
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check -c constraints.txt --group test -e .
   "$venv/bin/python" -m pip check
   printf '%s\n' "$want" >"$venv/.ascent-setup"
 }

@@ -11,7 +11,11 @@ roles=("$@")
   [ -f "$scenario/molecule.yml" ] && role=${scenario#roles/} && roles+=("${role%%/*}")
 done
 
-take_down() { [ -n "${KEEP:-}" ] || python sandbox/cluster.py down --inventory tests/roles/inventory; }
+output=$(mktemp -d)
+take_down() {
+  [ -n "${KEEP:-}" ] || python sandbox/cluster.py down --inventory tests/roles/inventory
+  rm -rf "$output"
+}
 trap take_down EXIT
 python sandbox/cluster.py up --inventory tests/roles/inventory || exit 1
 
@@ -22,12 +26,16 @@ for role in "${roles[@]}"; do
   # What molecule remembers of a run that was broken off must not make it leave out preparing the nodes.
   MOLECULE_EPHEMERAL_DIRECTORY=$(mktemp -d)
   export MOLECULE_EPHEMERAL_DIRECTORY
-  (cd "roles/$role" && molecule test --no-command-borders) || failed+=("$role")
+  (cd "roles/$role" && molecule test --no-command-borders) 2>&1 | tee "$output/$role" || failed+=("$role")
   rm -rf "$MOLECULE_EPHEMERAL_DIRECTORY"
   printf '== role %s: %s s\n' "$role" $((SECONDS - started))
 done
 
 if [ ${#failed[@]} -gt 0 ]; then
+  for role in "${failed[@]}"; do
+    printf '\n== the end of role %s, which failed\n' "$role"
+    tail -n 60 "$output/$role"
+  done
   printf '\nfailed: %s\n' "${failed[*]}" >&2
   exit 1
 fi

@@ -4,8 +4,8 @@
     tools/lanes.py [--at-once N] TARGET...
 
 Each line of a target's output appears as it is printed, with the target's name before it. When all have ended, the last
-lines of each one that failed follow, and a line per target with its time: whoever reads only the end of a long log reads
-the reason. Exits with 1 when a target failed.
+lines of each one that failed follow, and a line per target with its time: the end of a long log tells the reason.
+Exits with 1 when a target failed.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ options:
     type: float
     default: 0
   pair_rounds: {description: Rounds of pairs; V(0) runs all., type: int, default: 2}
+  burn_in: {description: Seconds for which all sound hosts are kept under load at the end., type: float, default: 0}
   floors: {description: The least GB/s of the largest message by phase and collective., type: dict, default: {}}
 author: [Ascent]
 attributes:
@@ -111,6 +112,7 @@ def main() -> None:
             "ratio": {"type": "float", "default": 0.5},
             "cluster_ratio": {"type": "float", "default": 0},
             "pair_rounds": {"type": "int", "default": 2},
+            "burn_in": {"type": "float", "default": 0},
             "floors": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
@@ -155,6 +157,7 @@ def main() -> None:
         cluster_ratio=given["cluster_ratio"],
         pair_rounds=given["pair_rounds"],
         floors=given["floors"],
+        burn_in=given["burn_in"],
     )
     campaign.run()
     seconds = round(time.monotonic() - begun, 3)

@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = ["COLLECTIVES", "Campaign", "Group", "rounds", "smallest_failing"]
 
 import collections
+import time
 from typing import Any, Callable, Dict, FrozenSet, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
 #: What can be run, by the names of the test programs without their ending.
@@ -128,7 +129,7 @@ class Campaign:
     follows, so that a second fault shows as well. ``ratio`` is the share of the best group's bandwidth below which a
     group of the same phase is slow, ``cluster_ratio`` the same between the whole cluster and the best pair (0: not
     judged). ``pair_rounds`` limits the rounds, 0 runs all. ``floors`` are the least GB/s of the largest size, by phase
-    and collective.
+    and collective. ``burn_in`` are the seconds for which all sound hosts are kept under load after that.
     """
 
     def __init__(
@@ -142,6 +143,8 @@ class Campaign:
         pair_rounds: int = 2,
         floors: Optional[Mapping[str, Mapping[str, float]]] = None,
         pairs: Optional[Iterable[Iterable[str]]] = None,
+        burn_in: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.hosts = list(hosts)
         self.measure = measure
@@ -151,6 +154,8 @@ class Campaign:
         self.pair_rounds = pair_rounds
         self.floors = floors or {}
         self.pairs = pairs
+        self.burn_in = burn_in
+        self.clock = clock
         self.runs: List[Dict[str, Any]] = []
         self.culprits: List[Dict[str, Any]] = []
         self._best: Dict[Tuple[str, str], float] = {}
@@ -166,6 +171,27 @@ class Campaign:
                 fit = self._fit(fit)
             if len(fit) > 1 and (len(fit) > 2 or not self.runs or self.runs[-1]["phase"] != "pairs"):
                 self._together(collective, fit)
+        if self.burn_in:
+            self._under_load()
+
+    def _under_load(self) -> None:
+        """All sound hosts together, one collective after the other, until the time is over.
+
+        Heat, power and marginal links show after minutes only. Each run is measured by the best one of its kind; hosts
+        that are found meanwhile are left out of the rest, so that it goes on for the others.
+        """
+        until = self.clock() + self.burn_in
+        turn = 0
+        while self.clock() < until:
+            fit = [host for host in self.hosts if not any(host in one["hosts"] for one in self.culprits)]
+            if not fit:
+                return
+            collective = self.collectives[turn % len(self.collectives)]
+            turn += 1
+            run = self._measured("burn-in", collective, [tuple(fit)])[0]
+            for bad in self._judged("burn-in", collective, [run]):
+                for group in smallest_failing(fit, self._fails(collective, bad, under_load=True)):
+                    self._blame(group, bad)
 
     def _fit(self, hosts: Iterable[str]) -> List[str]:
         """Hosts that nothing stands against; of a bad pair the first one stays."""
@@ -187,6 +213,10 @@ class Campaign:
         if phase == "cluster":
             pair = self._best.get(("pairs", collective))
             return pair / self.cluster_ratio if pair and self.cluster_ratio else None
+        if phase == "burn-in":
+            # The same hosts a while ago.
+            known = [self._best.get((one, collective)) for one in ("burn-in", "cluster")]
+            best = min((time for time in known if time), default=None)
         return best / self.ratio if best and self.ratio else None
 
     def _slow(self, phase: str, collective: str, run: Mapping[str, Any]) -> bool:
@@ -213,7 +243,7 @@ class Campaign:
         names = list(hosts)
         kind = {1: "node", 2: "pair"}.get(len(names), "set")
         told = {key: run.get(key) for key in ("collective", "outcome", "text", "retcode", "problem", "at")}
-        self.culprits.append({"hosts": names, "kind": kind, "runs": list(run["hosts"]), **told})
+        self.culprits.append({"hosts": names, "kind": kind, "phase": run["phase"], "runs": list(run["hosts"]), **told})
 
     def _alone(self, collective: str, hosts: Sequence[str]) -> None:
         runs = self._measured("node", collective, [(host,) for host in hosts])
@@ -266,15 +296,19 @@ class Campaign:
                 named.update(group if len(group) == 1 else ())
         return list(told.items())
 
-    def _fails(self, collective: str, run: Mapping[str, Any]) -> Callable[[Sequence[Group]], List[bool]]:
-        """Whether groups show what a bad run showed; single hosts have been measured before."""
+    def _fails(
+        self, collective: str, run: Mapping[str, Any], under_load: bool = False
+    ) -> Callable[[Sequence[Group]], List[bool]]:
+        """Whether groups show what a bad run showed. Single hosts have been measured before, but not ``under_load``."""
+        phases = {1: "node", 2: "pairs"}
+        more = "burn-in" if under_load else "cluster"
 
         def fails(groups: Sequence[Group]) -> List[bool]:
-            new = [group for group in groups if len(group) > 1]
+            new = [group for group in groups if len(group) > 1 or under_load]
             answers: Dict[Group, bool] = dict.fromkeys(groups, False)
             if new:
                 for group, one in zip(new, self._measured("bisect", collective, new)):
-                    phase = "pairs" if len(group) == 2 else "cluster"
+                    phase = phases.get(len(group), more)
                     slow = run["outcome"] == "slow" and self._slow(phase, collective, one)
                     if slow:
                         one["outcome"] = "slow"

@@ -20,6 +20,9 @@ from .errors import ParseError
 Job = Callable[[Sequence[str], float, Mapping[str, str]], Tuple[int, str]]
 
 _KEPT_LINES = 12
+#: A run of a burn-in fills this share of its time limit, so that its start-up is the smaller part of it.
+_LOADED = 0.3
+_MOST_ITERATIONS = 100000
 _READERS = {"hccl_test": hccl_test.parse, "nccl-tests": nccl_tests.parse}
 
 
@@ -89,9 +92,27 @@ class Launcher:
         self.environment = dict(os.environ if job_environment is None else job_environment)
         self.job = job
         self.options = options
+        self._times: Dict[str, float] = {}
 
-    def run(self, collective: str, group: Group) -> Dict[str, Any]:
-        """One group's run."""
+    def _loaded(self, collective: str) -> Dict[str, Any]:
+        """Options of a burn-in's run: the largest size alone, as often as the slowest run so far lets it."""
+        options = dict(self.options)
+        options["sizes"] = (self._largest(), self._largest())
+        known = self._times.get(collective)
+        if known:
+            fitting = int(self.limit * _LOADED * 1e6 / known)
+            options["iterations"] = min(_MOST_ITERATIONS, max(int(options.get("iterations", 1)), fitting))
+        return options
+
+    def _largest(self) -> int:
+        smallest, largest = self.options.get("sizes", (1, 1))
+        while smallest * hccl_test.STEP <= largest:
+            smallest *= hccl_test.STEP
+        return int(smallest)
+
+    def run(self, collective: str, group: Group, loaded: bool = False) -> Dict[str, Any]:
+        """One group's run; ``loaded`` keeps the hosts at work for a good part of the time limit."""
+        options = self._loaded(collective) if loaded else self.options
         numbers = [list(self.hosts[host]["devices"]) for host in group]
         devices = min(len(each) for each in numbers)
         given = dict(self.options.get("environment") or {})
@@ -103,14 +124,13 @@ class Launcher:
             os.path.join(self.directory, self.programs[collective]),
             [str(self.hosts[host]["address"]) for host in group],
             devices,
-            **{**self.options, "environment": given},
+            **{**options, "environment": given},
         )
         begun = time.monotonic()
         code, text = self.job(argv, self.limit, self.environment)
-        smallest, largest = self.options.get("sizes", (1, 1))
-        while smallest * hccl_test.STEP <= largest:
-            smallest *= hccl_test.STEP
-        told = outcome(code, text, smallest, self.limit, self.tool)
+        told = outcome(code, text, self._largest(), self.limit, self.tool)
+        if told["outcome"] == "ok":
+            self._times[collective] = max(told["rows"][-1]["us"], self._times.get(collective, 0.0))
         if told["rank"] is not None:
             host = group[min(told["rank"] // devices, len(group) - 1)]
             told["at"] = [host, numbers[group.index(host)][told["rank"] % devices]]
@@ -118,6 +138,5 @@ class Launcher:
 
     def measure(self, phase: str, collective: str, groups: Sequence[Group]) -> List[Dict[str, Any]]:
         """All groups at once, in the order given; the callback of `collectives.Campaign`."""
-        del phase
         with concurrent.futures.ThreadPoolExecutor(max_workers=max(1, min(self.at_once, len(groups)))) as pool:
-            return list(pool.map(lambda group: self.run(collective, group), groups))
+            return list(pool.map(lambda group: self.run(collective, group, phase == "burn-in"), groups))

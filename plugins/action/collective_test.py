@@ -29,12 +29,14 @@ class ActionModule(ActionBase):
         mpi, limits = given.pop("mpi"), given.pop("limits")
         plan = facts.plan(task_vars)
         told: dict[str, Any] = {"ran": False, "why": "", "tool": given["tool"], "where": "host", "missing": {}}
-        told.update(seconds=0.0, runs=[], culprits=[])
+        told.update(absent=[], seconds=0.0, runs=[], culprits=[])
         result["ansible_facts"] = {"ascent_collectives": told}
         told["missing"] = {host: one["missing"] for host, one in mpi.items() if one["missing"]}
         launchers = {(one["launcher"], one["version"]) for one in mpi.values()}
         own = mpi[task_vars["inventory_hostname"]]
-        available = [name for name in given["collectives"] if self._program(given["tool"], name) in own["programs"]]
+        common = set.intersection(*(set(one["programs"]) for one in mpi.values()))
+        available = [name for name in given["collectives"] if self._program(given["tool"], name) in common]
+        told["absent"] = [name for name in given["collectives"] if name not in available]
         if told["missing"]:
             told["why"] = "nodes lack MPI or the test programs"
         elif len(launchers) > 1 or own["launcher"] is None:
@@ -80,7 +82,10 @@ class ActionModule(ActionBase):
             return {}
         path = loader.ROOT / "catalog" / "hardware" / f"{kinds.pop()}.yml"
         profile = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return dict((profile.get("collectives") or {}).get("floors") or {})
+        floors: dict[str, dict[str, float]] = {}
+        for row in profile.get("collectives") or ():
+            floors.setdefault(row["phase"], {})[row["collective"]] = row["gbs"]
+        return floors
 
     @staticmethod
     def _program(tool: str, collective: str) -> str:

@@ -194,3 +194,51 @@ def test_all_rounds_on_demand():
     _, campaign = blamed(8, Cluster(), pair_rounds=0)
     assert sum(run["phase"] == "pairs" for run in campaign.runs) == 28
     assert set(collectives.COLLECTIVES) >= {"all_reduce", "sendrecv"}
+
+
+class Clock:
+    """Minutes that pass with each run of a burn-in, and at its start a host that gets slow or hangs after so many."""
+
+    def __init__(self, measure, host=None, after=3, **fault):
+        self.measure, self.host, self.after, self.fault, self.now, self.loaded = measure, host, after, fault, 0.0, 0
+
+    def __call__(self, phase, collective, groups):
+        if phase == "burn-in":
+            self.now += 60.0
+            self.loaded += 1
+        if self.host and self.loaded > self.after:
+            self.measure.slow |= {self.host} if self.fault.get("slow") else set()
+            self.measure.oracle.bad |= set() if self.fault.get("slow") else {self.host}
+        return self.measure(phase, collective, groups)
+
+
+def burnt(hosts, **fault):
+    measure = Clock(Cluster(), **fault)
+    options = {"burn_in": 600, "clock": lambda: measure.now, "collectives": ("all_reduce", "alltoall")}
+    found, campaign = blamed(hosts, measure, **options)
+    return found, [run for run in campaign.runs if run["phase"] == "burn-in"], campaign
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 5])
+def test_a_burn_in_lasts_its_time_with_all_collectives_in_turn(hosts):
+    found, runs, _ = burnt(hosts)
+    assert found == []
+    assert [run["collective"] for run in runs] == ["all_reduce", "alltoall"] * 5
+    assert all(len(run["hosts"]) == hosts for run in runs)
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 3, 8])
+@pytest.mark.parametrize("slow", [True, False])
+def test_a_host_that_gives_way_under_load_is_named_and_the_others_go_on(hosts, slow):
+    found, runs, campaign = burnt(hosts, host="n0", slow=slow)
+    assert found == [("node", ("n0",), "slow" if slow else "timeout")]
+    assert {one["phase"] for one in campaign.culprits} == {"burn-in"}
+    rest = [run for run in runs if "n0" not in run["hosts"]]
+    assert all(run["outcome"] == "ok" and len(run["hosts"]) == hosts - 1 for run in rest)
+    assert bool(rest) == (hosts > 1)
+
+
+def test_a_burn_in_leaves_out_what_was_found_before():
+    found, runs, _ = burnt(4, host="n2", after=-1)
+    assert found == [("node", ("n2",), "timeout")]
+    assert {tuple(run["hosts"]) for run in runs} == {("n0", "n1", "n3")}

@@ -65,6 +65,7 @@ def test_two_vendors_do_not_talk():
 def culprit(hosts=("b",), outcome="timeout", **more):
     kind = {1: "node", 2: "pair"}.get(len(hosts), "set")
     base = {"retcode": None, "problem": None, "at": None, "text": "words", "runs": ["a", "b"]}
+    base["phase"] = "pairs"
     return {"hosts": list(hosts), "kind": kind, "collective": "all_reduce", "outcome": outcome, **base, **more}
 
 
@@ -109,6 +110,24 @@ def test_a_slow_host_is_told_with_the_best_ones_figures():
     assert (found["id"], found["host"]) == ("C28", "b")
     assert "5 ms for 64 MiB (0.2 GB/s) where the best takes 0.1 ms" in found["evidence"]
     assert told["metrics"]["collectives"]["all_reduce"]["node"] == {"gbs": 10.0, "us": 50.0}
+
+
+def test_a_culprit_of_the_burn_in_is_told_as_such():
+    runs = [{**run("ab", us, outcome, "burn-in"), "seconds": 30.0} for us, outcome in ((100.0, "ok"), (900.0, "slow"))]
+    told = judged(culprit(("b",), "slow", phase="burn-in"), runs=runs)
+    (found,) = told["findings"]
+    assert found["evidence"].startswith("all_reduce in the burn-in over a, b: the collective test is slow: 0.9 ms")
+    burn_in = told["metrics"]["burn_in"]
+    assert (burn_in["runs"], burn_in["seconds"]) == (2, 60.0)
+    assert burn_in["gbs"]["all_reduce"]["most"] == 10.0
+    assert told["metrics"]["collectives"] == {}
+
+
+def test_collectives_without_a_program_are_told_beside_the_others():
+    told = collectives.judge({}, {"ran": True, "runs": [], "culprits": [], "seconds": 1.0, "absent": ["sendrecv"]})
+    (found,) = told["findings"]
+    assert (found["id"], found["severity"]) == ("collectives-skipped", "info")
+    assert found["summary"] == "collectives that were not run: sendrecv"
 
 
 def test_what_could_not_be_run_is_said_and_stops_nothing():

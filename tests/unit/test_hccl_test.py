@@ -158,6 +158,20 @@ def test_a_rank_is_told_as_host_and_device():
     assert (run["retcode"], run["at"]) == (19, ["b", 1])
 
 
+def test_a_burn_in_runs_the_largest_size_for_a_good_part_of_its_time():
+    jobs = Jobs()
+    started = launcher(jobs, limit=100, iterations=20)
+    started.measure("cluster", "all_reduce", [("a", "b")])
+    (told,) = started.measure("burn-in", "all_reduce", [("a", "b")])
+    assert told["outcome"] == "ok"
+    line = jobs.lines[-1]
+    place = line.index("-b")
+    assert line[place : place + 4] == ["-b", "524288", "-e", "524288"]
+    largest = hccl_test.parse(TABLE)["rows"][-1]["us"]
+    # A third of the time: a host that gets slow still ends in time, and is slow, not hung.
+    assert int(line[line.index("-n") + 1]) == min(100000, int(30e6 / largest))
+
+
 NCCL = """# nThread 1 nGpus 1 minBytes 8192 maxBytes 1048576
 #       size         count      type   redop    root     time   algbw   busbw #wrong     time   algbw   busbw #wrong
 #        (B)    (elements)                               (us)  (GB/s)  (GB/s)            (us)  (GB/s)  (GB/s)

@@ -121,21 +121,24 @@ def _finding(culprit: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> D
     at = culprit.get("at")
     host = at[0] if at else culprit["hosts"][0] if len(culprit["hosts"]) == 1 else None
     where = f"{at[0]} device {at[1]}" if at else _names(culprit)
-    evidence = f"{culprit['collective']} over {', '.join(culprit['runs'])}: {culprit['text'] or culprit['outcome']}"
+    when = " in the burn-in" if culprit["phase"] == "burn-in" else ""
+    ran = f"{culprit['collective']}{when}"
+    evidence = f"{ran} over {', '.join(culprit['runs'])}: {culprit['text'] or culprit['outcome']}"
     known = _CODES.get(culprit.get("retcode") or 0) or _PROBLEMS.get(culprit.get("problem") or "")
     if culprit["outcome"] == "slow":
         own = [run for run in runs if set(culprit["hosts"]) <= set(run["hosts"]) and run["outcome"] == "slow"]
+        own = [run for run in own if run["phase"] == culprit["phase"]] or own
         best = [
             run
             for run in runs
-            if own and run["phase"] == own[0]["phase"] and run["collective"] == culprit["collective"]
+            if own and run["phase"] == own[-1]["phase"] and run["collective"] == culprit["collective"]
             if run["outcome"] == "ok" and run["rows"]
         ]
         if own and own[-1]["rows"] and best:
             mine, theirs = own[-1]["rows"][-1], min(run["rows"][-1]["us"] for run in best)
             size = f"{mine['bytes'] / 2**20:g} MiB"
             evidence = (
-                f"{culprit['collective']} over {', '.join(own[-1]['hosts'])}: the collective test is slow:"
+                f"{ran} over {', '.join(own[-1]['hosts'])}: the collective test is slow:"
                 f" {mine['us'] / 1e3:.3g} ms for {size} ({mine['gbs']:.3g} GB/s) where the best takes"
                 f" {theirs / 1e3:.3g} ms"
             )
@@ -190,15 +193,43 @@ def judge(plan: Mapping[str, Any], collectives: Optional[Mapping[str, Any]]) -> 
         return {"findings": [told], "metrics": {}}
     runs: List[Mapping[str, Any]] = list(collectives["runs"])
     findings = [_finding(culprit, runs) for culprit in collectives["culprits"]]
+    if collectives.get("absent"):
+        findings.append(
+            finding(
+                "collectives-skipped",
+                "info",
+                f"collectives that were not run: {', '.join(collectives['absent'])}",
+                stage=_STAGE,
+                evidence="not every node has their test programs",
+                cause="Not every release of the test programs has all of them, or not all were compiled.",
+                fix="Compile the test programs of one release on all nodes; the others were run.",
+            )
+        )
     metrics: Dict[str, Any] = {"collectives_seconds": collectives["seconds"], "collectives_runs": len(runs)}
     best: Dict[str, Dict[str, Dict[str, float]]] = {}
     for run in runs:
-        if run["outcome"] == "ok" and run["rows"] and run["phase"] != "bisect":
+        if run["outcome"] == "ok" and run["rows"] and run["phase"] not in ("bisect", "burn-in"):
             last, first = run["rows"][-1], run["rows"][0]
             entry = best.setdefault(run["collective"], {}).setdefault(run["phase"], {"gbs": 0.0, "us": first["us"]})
             entry.update(gbs=max(entry["gbs"], last["gbs"]), us=min(entry["us"], first["us"]))
     metrics["collectives"] = best
+    loaded = [run for run in runs if run["phase"] == "burn-in"]
+    if loaded:
+        metrics["burn_in"] = _burn_in(loaded)
     return {"findings": findings, "metrics": metrics}
+
+
+def _burn_in(runs: Sequence[Mapping[str, Any]]) -> Dict[str, Any]:
+    """What hosts did under load: seconds, runs, and of each collective the least and the most GB/s."""
+    rates: Dict[str, List[float]] = {}
+    for run in runs:
+        if run["rows"]:
+            rates.setdefault(run["collective"], []).append(float(run["rows"][-1]["gbs"]))
+    return {
+        "seconds": round(sum(float(run["seconds"]) for run in runs), 1),
+        "runs": len(runs),
+        "gbs": {name: {"least": min(some), "most": max(some)} for name, some in sorted(rates.items())},
+    }
 
 
 def torch(trials: Mapping[str, Optional[Mapping[str, Mapping[str, Any]]]]) -> Dict[str, Any]:

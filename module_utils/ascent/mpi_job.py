@@ -51,7 +51,8 @@ def outcome(code: int, text: str, largest: int, limit: float, tool: str = "hccl_
         ranks = ", ".join(str(rank) for rank in found["wrong"][:8])
         return {**told, "outcome": "wrong", "rank": found["wrong"][0], "text": f"wrong result on rank {ranks}"}
     if code == command.TIMED_OUT:
-        return {**told, "outcome": "timeout", "text": f"the collective test did not end within {limit:g} s"}
+        done = f"; {found['rows'][-1]['bytes']} bytes were done by then" if found["rows"] else ""
+        return {**told, "outcome": "timeout", "text": f"the collective test did not end within {limit:g} s{done}"}
     if found["problems"]:
         first = found["problems"][0]
         return {**told, "outcome": "failed", "problem": first["kind"], "rank": first["rank"], "text": first["text"]}

@@ -4,6 +4,9 @@
  * devices' own addresses (/etc/hccn.conf) and port 16666, so that a link that is down, an address that is missing, TLS
  * that differs or a process that was left over shows as it does on hardware. Then real bytes go between the ranks over
  * MPI, and every result is checked. Output, options and error codes are those of CANN's hccl_test.
+ *
+ * Under a name such as all_reduce_perf it is a program of nccl-tests instead: a rank stands for a GPU, its number is that
+ * on its node, there are no addresses of devices, and options and output are those of nccl-tests.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -45,6 +48,8 @@ static enum type type = FP32;
 static MPI_Op mpi_operation;
 static int root;
 static int delay_us, hangs;
+static int nccl; /* a program of nccl-tests */
+static char host[64] = "localhost";
 
 /* -- errors ---------------------------------------------------------------------------------------------------------*/
 
@@ -56,7 +61,9 @@ static void fail(int line, int code, const char *step) {
 }
 
 static void usage(const char *why) {
-  if (rank == 0) {
+  if (rank == 0 && nccl)
+    printf("%s\nUSAGE: %.*s_perf \n", why, (int)strlen(NAMES[collective]) - 5, NAMES[collective]);
+  else if (rank == 0) {
     printf("%s\n", why);
     printf("Usage: %s [-b,--minbytes <n>] [-e,--maxbytes <n>] [-i,--stepbytes <n>] [-f,--stepfactor <n>]\n"
            "  [-n,--iters <n>] [-w,--warmup_iters <n>] [-o,--op <sum|prod|max|min>] [-r,--root <rank>]\n"
@@ -318,6 +325,29 @@ static void init_communicator(void) {
   free(all);
 }
 
+/* nccl-tests: which GPU each rank has. */
+static void show_devices(long long smallest, long long largest, long long factor, int iterations, int warmups, int checking) {
+  int tls, count = read_devices(&tls);
+  char line[160], *all = rank ? NULL : malloc(sizeof line * (size_t)ranks);
+  if (count <= device) {
+    printf("%s: Test CUDA failure common.cu:1047 '%s'\n .. %s pid %d: Test failure common.cu:1001\n", host,
+           count ? "invalid device ordinal" : "no CUDA-capable device is detected", host, (int)getpid());
+    fflush(stdout);
+    MPI_Abort(MPI_COMM_WORLD, 2);
+  }
+  snprintf(line, sizeof line, "#  Rank %2d Group  0 Pid %6d on %10s device %2d [0000:%02x:00] NVIDIA H200", rank, (int)getpid(),
+           host, device, 0x1b + device);
+  MPI_Gather(line, sizeof line, MPI_CHAR, all, sizeof line, MPI_CHAR, 0, MPI_COMM_WORLD);
+  if (rank)
+    return;
+  printf("# nThread 1 nGpus 1 minBytes %lld maxBytes %lld step: %lld(factor) warmup iters: %d iters: %d agg iters: 1 "
+         "validate: %d graph: 0\n#\n# Using devices\n",
+         smallest, largest, factor, warmups, iterations, checking);
+  for (int index = 0; index < ranks; index++)
+    printf("%s\n", all + (size_t)index * sizeof line);
+  free(all);
+}
+
 /* -- collectives ----------------------------------------------------------------------------------------------------*/
 
 /* Elements of `count` that one rank sends; `count` is what the larger side holds. */
@@ -411,6 +441,28 @@ static int checkable(void) {
   return ranks <= (collective == REDUCE_SCATTER ? MOST_SCATTERED : MOST_SUM)[type];
 }
 
+/* What nccl-tests calls bus bandwidth: algorithm bandwidth by what a ring has to carry. */
+static double bus_factor(void) {
+  double others = (double)(ranks - 1) / ranks;
+  return collective == ALL_REDUCE ? 2 * others : collective == SEND_RECEIVE || collective == BROADCAST ? 1 : others;
+}
+
+static void show_perf(size_t size, double average, long wrong, int verified, int header) {
+  double algorithm = (double)size / average / 1e3;
+  char count[16] = "N/A";
+  if (header)
+    printf("#\n#                                                              out-of-place                       in-place          \n"
+           "#       size         count      type   redop    root     time   algbw   busbw #wrong     time   algbw   busbw #wrong\n"
+           "#        (B)    (elements)                               (us)  (GB/s)  (GB/s)            (us)  (GB/s)  (GB/s)       \n");
+  if (verified)
+    snprintf(count, sizeof count, "%ld", wrong);
+  printf("%12zu  %12zu  %8s  %6s  %6d", size, size / TYPE_SIZES[type], "float", reduces() ? "sum" : "none", -1);
+  /* One way to hand over buffers here, told in both columns. */
+  for (int column = 0; column < 2; column++)
+    printf("  %7.2f  %6.2f  %6.2f  %5s", average, algorithm, algorithm * bus_factor(), count);
+  printf("\n");
+}
+
 static void measure(size_t bytes, int iterations, int warmups, int wanted_check, int *header, int *failed) {
   size_t unit = TYPE_SIZES[type] * (size_t)ranks, size = (bytes + unit - 1) / unit * unit, count = size / TYPE_SIZES[type];
   void *send = malloc(size), *receive = calloc(1, size);
@@ -428,6 +480,18 @@ static void measure(size_t bytes, int iterations, int warmups, int wanted_check,
   MPI_Allreduce(&own, &average, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
   long wrong = verify ? check(receive, count) : 0;
   double bandwidth = (double)size / average / 1e3;
+  if (nccl) {
+    long sum = 0;
+    MPI_Allreduce(&wrong, &sum, 1, MPI_LONG, MPI_SUM, MPI_COMM_WORLD);
+    if (rank == 0)
+      show_perf(size, average, sum, verify, *header);
+    *header = 0;
+    *failed |= sum != 0;
+    fflush(stdout);
+    free(send);
+    free(receive);
+    return;
+  }
   if (rank == 0 && *header) {
     if (wanted_check && !verify)
       printf("Warning: the result may overflow with %d ranks. No verification is performed.\n", ranks);
@@ -479,13 +543,24 @@ int main(int argc, char **argv) {
   MPI_Init(&argc, &argv);
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   MPI_Comm_size(MPI_COMM_WORLD, &ranks);
+  char plain[64];
+  size_t length = strlen(name);
+  nccl = length > 5 && length < sizeof plain && !strcmp(name + length - 5, "_perf");
+  if (nccl) {
+    const char *local = getenv("OMPI_COMM_WORLD_LOCAL_RANK"), *together = getenv("OMPI_COMM_WORLD_LOCAL_SIZE");
+    snprintf(plain, sizeof plain, "%.*s_test", (int)length - 5, name);
+    name = plain;
+    device = local ? atoi(local) : rank;
+    npus = together ? atoi(together) : ranks;
+    gethostname(host, sizeof host - 1);
+  }
   collective = (enum collective)choice(name, NAMES, COLLECTIVES);
   for (int index = 1; index < argc; index++) {
     char option = argv[index][0] == '-' && argv[index][1] && !argv[index][2] ? argv[index][1] : 0;
     for (size_t known = 0; !option && known < sizeof LONG / sizeof *LONG; known++)
       if (!strcmp(argv[index], LONG[known][0]))
         option = *LONG[known][1];
-    if (!option || !strchr("beifnworedcpz", option) || index + 1 >= argc)
+    if (!option || !strchr(nccl ? "beifnworedcg" : "beifnworedcpz", option) || index + 1 >= argc)
       usage("invalid option.");
     const char *value = argv[++index];
     long long number = bytes_of(value);
@@ -526,21 +601,25 @@ int main(int argc, char **argv) {
       npus = (int)number;
       break;
     default:
-      break; /* -z: there is one way to hand over buffers here */
+      break; /* -g: one GPU a rank; -z: there is one way to hand over buffers here */
     }
   }
   if (smallest < 1 || largest < smallest || iterations < 1 || npus < 1 || root >= ranks || largest > INT32_MAX)
     usage("invalid option value.");
-  device = rank % npus;
+  if (!nccl)
+    device = rank % npus;
   static MPI_Op halves;
   MPI_Op_create(combine_halves, 1, &halves);
   mpi_operation = operation == SUM ? MPI_SUM : operation == PROD ? MPI_PROD : operation == MAX ? MPI_MAX : MPI_MIN;
   if (type == FP16 || type == BFP16)
     mpi_operation = halves;
-  if (rank == 0)
+  if (nccl)
+    show_devices(smallest, largest, factor, iterations, warmups, checking);
+  else if (rank == 0)
     printf("the minbytes is %lld, maxbytes is %lld, iters is %d, warmup_iters is %d\n", smallest, largest, iterations, warmups);
   fflush(stdout);
-  init_communicator();
+  if (!nccl)
+    init_communicator();
   read_faults();
   for (long long size = smallest; size <= largest;) {
     measure((size_t)size, iterations, warmups, checking, &header, &failed);
@@ -548,6 +627,8 @@ int main(int argc, char **argv) {
     size = next;
   }
   MPI_Allreduce(&failed, &anywhere, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
+  if (nccl && rank == 0)
+    printf("# Out of bounds values : %d %s\n# Avg bus bandwidth    : 1.0 \n#\n", anywhere, anywhere ? "FAILED" : "OK");
   MPI_Op_free(&halves);
   MPI_Finalize();
   return anywhere;

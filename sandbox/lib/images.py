@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from sandbox.lib.engine import LABEL, Engine
 from sandbox.lib.plan import DEFAULT_SUITE, SUITES, SandboxError
@@ -141,21 +142,24 @@ class Builder:
         }
         return Images(base, nodes, repositories, services, self._engine(base))
 
-    def hccl_test(self, suites: Iterable[str]) -> dict[str, bytes]:
-        """The collective test programs by their paths in their folder, compiled on each of these releases of Debian."""
+    def hccl_test(self, suites: Iterable[str], folder: Literal["bin", "nccl"] = "bin") -> dict[str, bytes]:
+        """The collective test programs by their paths in their folder, compiled on each of these releases of Debian.
+
+        ``nccl`` are those of nccl-tests, ``bin`` CANN's.
+        """
         programs: dict[str, bytes] = {}
         sources = [path for path in (ROOT / "hccl_test").iterdir() if path.is_file()]
         for suite in sorted(suites):
             tag = self._image("hccl_test", {"BASE": self._base(suite)}, sources)
             container = self.engine.run("create", f"--label={LABEL}=build", tag, "true").stdout.strip()
             try:
-                packed = self.engine.run("cp", f"{container}:/build/bin", "-", text=False).stdout
+                packed = self.engine.run("cp", f"{container}:/build/{folder}", "-", text=False).stdout
             finally:
                 self.engine.run("rm", "--force", container)
             with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
                 for member in tar:
                     if file := tar.extractfile(member):
-                        programs[f"bin-{suite}-{platform.machine()}/{Path(member.name).name}"] = file.read()
+                        programs[f"{folder}-{suite}-{platform.machine()}/{Path(member.name).name}"] = file.read()
         return programs
 
     def _exists(self, tag: str) -> bool:

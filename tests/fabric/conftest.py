@@ -1,4 +1,4 @@
-"""Three sandbox nodes with MPI and the collective test programs, on which the fabric gate is run."""
+"""Sandbox nodes with MPI and collective test programs, on which the fabric gate is run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -23,14 +23,17 @@ from sandbox.lib.lifecycle import Cluster
 ROOT = Path(__file__).resolve().parents[2]
 INVENTORY = Path(__file__).parent / "inventory"
 NODES = ("m-01", "m-02", "m-03")
-TESTS = "/usr/local/Ascend/cann/tools/hccl_test"
+#: Where the test programs lie on the nodes.
+TESTS = {"bin": "/usr/local/Ascend/cann/tools/hccl_test/bin", "nccl": "/opt/nccl-tests/build"}
 
 
 class Gate:
-    """Runs the verify stage on the nodes."""
+    """Runs the verify stage on the nodes of an inventory, whose only cluster is ``name``."""
 
-    def __init__(self, cluster: Cluster, work: Path) -> None:
+    def __init__(self, cluster: Cluster, work: Path, source: Path, name: str) -> None:
         self.cluster = cluster
+        self.source = source
+        self.name = name
         self.control = Control(cluster)
         self.work = work
         self.count = 0
@@ -39,13 +42,13 @@ class Gate:
         """The inventory with further variables of single hosts."""
         folder = self.work / f"inventory-{self.count}"
         (folder / "group_vars").mkdir(parents=True)
-        document = yaml.safe_load((INVENTORY / "hosts.yml").read_text())
-        known = document["all"]["children"]["clusters"]["children"]["mesh"]["hosts"]
+        document = yaml.safe_load((self.source / "hosts.yml").read_text())
+        known = document["all"]["children"]["clusters"]["children"][self.name]["hosts"]
         for host, values in hosts.items():
             known[host].update(values)
         (folder / "hosts.yml").write_text(yaml.safe_dump(document))
-        text = (INVENTORY / "group_vars" / "mesh.yml").read_text()
-        (folder / "group_vars" / "mesh.yml").write_text(text.replace("{{ inventory_dir }}/../../..", str(ROOT)))
+        text = (self.source / "group_vars" / f"{self.name}.yml").read_text()
+        (folder / "group_vars" / f"{self.name}.yml").write_text(text.replace("{{ inventory_dir }}/../../..", str(ROOT)))
         return folder
 
     def verify(self, *arguments: str, hosts: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
@@ -55,7 +58,7 @@ class Gate:
         command = [
             str(Path(sys.executable).with_name("ansible-playbook")),
             "deploy.yml",
-            *("-i", str(self.inventory(hosts or {})), "-l", "mesh", "--tags", "verify", "-e", "verify=force"),
+            *("-i", str(self.inventory(hosts or {})), "-l", self.name, "--tags", "verify", "-e", "verify=force"),
             *arguments,
         ]
         environment = {
@@ -85,21 +88,18 @@ class Gate:
         return subprocess.run(words, input=command, capture_output=True, text=True, check=True, timeout=120).stdout
 
 
-@pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
-    """Three nodes, fresh for this session, and gone after it."""
-    cluster = Cluster(plan.from_inventory(INVENTORY), ROOT, engine.Engine(), print)
+def installed(cluster: Cluster, folder: Literal["bin", "nccl"]) -> None:
+    """Puts MPI and the test programs of one kind on all nodes."""
     with engine.exclusive():
-        cluster.down()
-        cluster.up()
-        programs = Builder(cluster.engine, print).hccl_test(["bookworm"])
+        programs = Builder(cluster.engine, print).hccl_test(["bookworm"], folder)
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for path, content in programs.items():
-            entry = tarfile.TarInfo(f"bin/{Path(path).name}")
+            entry = tarfile.TarInfo(Path(path).name)
             entry.size, entry.mode = len(content), 0o755
             archive.addfile(entry, io.BytesIO(content))
-    install = f"mkdir -p {TESTS} && tar x -C {TESTS} && apt-get install -y -qq --no-install-recommends openmpi-bin"
+    place = TESTS[folder]
+    install = f"mkdir -p {place} && tar x -C {place} && apt-get install -y -qq --no-install-recommends openmpi-bin"
     installing = []
     for node in cluster.sandbox.nodes:
         process = subprocess.Popen(cluster.ssh(node, install), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
@@ -108,7 +108,23 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
         process.stdin.close()
         installing.append(process)
     assert [process.wait() for process in installing] == [0] * len(installing)
-    yield Gate(cluster, tmp_path_factory.mktemp("gate"))
+
+
+def booted(inventory: Path) -> Cluster:
+    """The nodes of an inventory, fresh."""
+    cluster = Cluster(plan.from_inventory(inventory), ROOT, engine.Engine(), print)
+    with engine.exclusive():
+        cluster.down()
+        cluster.up()
+    return cluster
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
+    """Three nodes, fresh for this session, and gone after it."""
+    cluster = booted(INVENTORY)
+    installed(cluster, "bin")
+    yield Gate(cluster, tmp_path_factory.mktemp("gate"), INVENTORY, "mesh")
     with engine.exclusive():
         cluster.down()
 

@@ -54,6 +54,10 @@ def test_a_serving_cluster_is_left_alone_unless_forced():
     assert "serve-0-head on b" in told["findings"][0]["summary"]
     assert gate(read=read, wanted="force")["due"] is True
     assert gate(read=nodes(b=("ascent-c-serve-0-head", "exited")))["due"] is True
+    # An engine outside containers uses the devices as well.
+    unit = {"a": {"units": {"units": [{"name": "ascent-c-serve-0", "state": "running"}], "error": None}}}
+    assert gate(read=unit)["due"] is False
+    assert gate(read=unit)["busy"] == {"a": ["ascent-c-serve-0"]}
 
 
 def test_two_vendors_do_not_talk():

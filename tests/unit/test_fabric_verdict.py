@@ -176,6 +176,11 @@ def test_verdict_is_reused_only_while_it_holds():
     assert not verdict.reusable({**kept, "ok": False}, "k", 1000.0, 2)
     assert not verdict.reusable(kept, "k", 1000.0, 2, "deep")
     assert not verdict.reusable(kept, "k", 1000.0, 2, "standard", "full")
+    # Collectives were left out for a cluster that served: that holds while it does.
+    without = {**kept, "left_out": ["collectives"]}
+    assert verdict.reusable(without, "k", 1000.0, 2, serving=True)
+    assert not verdict.reusable(without, "k", 1000.0, 2)
+    assert verdict.reusable(without, "k", 1000.0, 2, "quick", "sample")
     assert not verdict.reusable(None, "k", 1000.0, 2)
     # As an earlier version kept it: without a depth.
     assert not verdict.reusable({"ok": True, "key": "k", "measured": 1000.0}, "k", 1000.0, 2)

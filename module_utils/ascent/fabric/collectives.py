@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["gate", "judge", "torch"]
+__all__ = ["busy", "gate", "judge", "torch"]
 
-from typing import Any, Collection, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Collection, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from .. import hccl_test, nccl_tests
 from ..collectives import COLLECTIVES
 from ..findings import finding
+from ..generations import running_of
 
 _STAGE = "verify"
 _TOOLS = {"ascend": "hccl_test", "nvidia": "nccl-tests"}
@@ -55,6 +56,16 @@ _PROBLEMS = {
 }
 
 
+def busy(nodes: Mapping[str, Optional[Mapping[str, Any]]], hosts: Iterable[str]) -> Dict[str, List[str]]:
+    """By host the containers and units of ours that run there, of those hosts that have any."""
+    found: Dict[str, List[str]] = {}
+    for name in hosts:
+        running = [str(one["name"]) for one in running_of(nodes.get(name)) if one["state"] == "running"]
+        if running:
+            found[name] = running
+    return found
+
+
 def gate(
     plan: Mapping[str, Any],
     nodes: Mapping[str, Optional[Mapping[str, Any]]],
@@ -63,7 +74,9 @@ def gate(
     hosts: Collection[str],
     collectives: Sequence[str] = (),
 ) -> Dict[str, Any]:
-    """Whether collectives are run: ``{"due", "hosts", "starter", "tool", "collectives", "programs", "findings"}``.
+    """Whether collectives are run.
+
+    ``{"due", "hosts", "starter", "tool", "collectives", "programs", "busy", "findings"}``.
 
     ``wanted`` is ``auto`` (not on a cluster that serves, not at depth ``quick``), ``force`` or ``never``. The tests use
     all memory and time of the devices, so processes of ours that run there are a reason to leave them alone.
@@ -73,24 +86,17 @@ def gate(
     vendors = sorted({plan["hosts"][name]["vendor"] for name in chosen})
     names = list(collectives) or list(COLLECTIVES if depth == "deep" else COLLECTIVES[:1])
     result: Dict[str, Any] = {"due": False, "hosts": chosen, "starter": None, "tool": None, "findings": []}
-    result.update(collectives=names, programs=[])
-    serving = {
-        name: [
-            container["name"]
-            for container in ((nodes.get(name) or {}).get("container_engine") or {}).get("containers") or ()
-            if container["state"] == "running"
-        ]
-        for name in chosen
-    }
-    busy = {name: running for name, running in serving.items() if running}
+    result.update(collectives=names, programs=[], busy={})
     why = ""
     if wanted == "never" or not chosen or depth == "quick":
         return result
+    running = busy(nodes, chosen)
+    result["busy"] = running
     if len(vendors) > 1:
         why = f"the cluster has devices of several vendors: {', '.join(vendors)}"
-    elif busy and wanted != "force":
-        first = sorted(busy)[0]
-        why = f"the cluster is serving ({busy[first][0]} on {first})"
+    elif running and wanted != "force":
+        first = sorted(running)[0]
+        why = f"the cluster is serving ({running[first][0]} on {first})"
     if why:
         result["findings"] = [
             finding(
@@ -98,7 +104,7 @@ def gate(
                 "info",
                 f"no collectives were run: {why}",
                 stage=_STAGE,
-                evidence="; ".join(f"{name}: {', '.join(running)}" for name, running in sorted(busy.items())),
+                evidence="; ".join(f"{name}: {', '.join(some)}" for name, some in sorted(running.items())),
                 cause="They would take the devices' memory and time from what runs there.",
                 fix="Stop the cluster first, or run them all the same with -e fabric_collectives=force.",
             )

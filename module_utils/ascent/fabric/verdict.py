@@ -64,13 +64,19 @@ def reusable(
     max_age_hours: float,
     depth: str = "standard",
     mesh: str = "planned",
+    serving: bool = False,
 ) -> bool:
-    """Whether a kept verdict still holds: good, of an unchanged cluster, not too old, and no shallower than wanted."""
+    """Whether a kept verdict still holds: good, of an unchanged cluster, not too old, and no shallower than wanted.
+
+    One that left collectives out for the sake of a cluster that served stands while it is ``serving`` still.
+    """
     if not verdict or not verdict.get("ok") or verdict.get("key") != wanted_key:
         return False
     if verdict.get("depth") not in DEPTHS or DEPTHS.index(verdict["depth"]) < DEPTHS.index(depth):
         return False
     if verdict.get("mesh") not in MESHES or MESHES.index(verdict["mesh"]) < MESHES.index(mesh):
+        return False
+    if verdict.get("left_out") and not serving and depth != "quick":
         return False
     age = now - float(verdict.get("measured") or 0)
     return 0 <= age <= max_age_hours * 3600
@@ -230,12 +236,14 @@ def compose(
     *,
     depth: str = "standard",
     mesh: str = "planned",
+    left_out: Sequence[str] = (),
     previous: Optional[Mapping[str, Any]] = None,
 ) -> Dict[str, Any]:
     """``{"findings", "metrics", "verdict", "table", "matrix", "parts"}``.
 
-    ``parts`` maps a part's name to ``{"findings", "metrics"}`` of its judge. ``verdict`` is what is kept on the nodes;
-    ``previous`` is the one that was kept there, against which a fabric that became much slower is a warning.
+    ``parts`` maps a part's name to ``{"findings", "metrics"}`` of its judge, ``left_out`` are those that were not
+    measured because the cluster serves. ``verdict`` is what is kept on the nodes; ``previous`` is the one that was kept
+    there, against which a fabric that became much slower is a warning.
     """
     findings: Findings = []
     said: Set[Tuple[str, Optional[str]]] = set()
@@ -263,6 +271,7 @@ def compose(
         "measured": max((float(clock) for clock in clocks if clock), default=None),
         "depth": depth,
         "mesh": mesh,
+        "left_out": list(left_out),
         "parts": good,
         "pairs": len(counted),
         "failed": failed,

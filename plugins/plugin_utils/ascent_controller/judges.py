@@ -45,14 +45,20 @@ def _nodes(facts: Facts) -> dict[str, Mapping[str, Any] | None]:
 def _fabric_gate(
     plan: Plan, facts: Facts, *, wanted: str, max_age_hours: float, depth: str, mesh: str
 ) -> dict[str, Any]:
-    """``due`` says whether the fabric has to be measured; otherwise a finding tells which verdict holds."""
-    if not verdict.due(plan):
-        return {"findings": [], "due": False}
+    """``due`` says whether the fabric has to be measured; otherwise a finding tells which verdict holds.
+
+    ``serving`` says whether processes of ours run on the nodes.
+    """
     nodes = _nodes(facts)
+    serving = bool(collectives.busy(nodes, plan["hosts"]))
+    if not verdict.due(plan):
+        return {"findings": [], "due": False, "serving": serving}
     key, now = verdict.key(plan, nodes), time.time()
     kept = [((node or {}).get("state") or {}).get("fabric") for node in nodes.values()]
-    if wanted == "force" or not all(verdict.reusable(one, key, now, max_age_hours, depth, mesh) for one in kept):
-        return {"findings": [], "due": True}
+    if wanted == "force" or not all(
+        verdict.reusable(one, key, now, max_age_hours, depth, mesh, serving) for one in kept
+    ):
+        return {"findings": [], "due": True, "serving": serving}
     measured = max(float(one["measured"]) for one in kept if one)
     holds = finding(
         "fabric-verdict-holds",
@@ -62,11 +68,18 @@ def _fabric_gate(
         evidence=f"depth {kept[0]['depth']}, {kept[0]['pairs']} pairs; key {key[:12]}" if kept[0] else "",
         fix="Measure again with -e verify=force.",
     )
-    return {"findings": [holds], "due": False}
+    return {"findings": [holds], "due": False, "serving": serving}
 
 
 def _fabric(
-    plan: Plan, facts: Facts, *, hosts: Sequence[str], depth: str, mesh: str, limits: Mapping[str, float] | None = None
+    plan: Plan,
+    facts: Facts,
+    *,
+    hosts: Sequence[str],
+    depth: str,
+    mesh: str,
+    limits: Mapping[str, float] | None = None,
+    wanted_collectives: str = "auto",
 ) -> dict[str, Any]:
     """Judges what ``hosts`` told and measured. ``verdict`` is None unless they are the whole plan."""
     part = {**plan, "hosts": {name: host for name, host in plan["hosts"].items() if name in hosts}}
@@ -88,7 +101,11 @@ def _fabric(
     }
     previous = next((node["state"]["fabric"] for node in nodes.values() if node and node["state"]["fabric"]), None)
     whole = set(part["hosts"]) == set(plan["hosts"])
-    composed = verdict.compose(part, nodes, npus, meshes, parts, depth=depth, mesh=mesh, previous=previous)
+    skipped = collectives.gate(part, nodes, wanted_collectives, depth, hosts)
+    left_out = ["collectives"] if skipped["busy"] and not skipped["due"] else []
+    composed = verdict.compose(
+        part, nodes, npus, meshes, parts, depth=depth, mesh=mesh, left_out=left_out, previous=previous
+    )
     return {
         "findings": composed["findings"],
         "metrics": composed["metrics"],

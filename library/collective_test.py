@@ -19,6 +19,11 @@ options:
     required: true
   launcher: {description: Which MPI the nodes have., type: str, choices: [openmpi, mpich], required: true}
   path: {description: Directory of mpirun., type: path, required: true}
+  shell:
+    description: Words that start a shell in the image, where MPI and test programs are there; see M(mpi_trust).
+    type: list
+    elements: str
+    default: []
   tests: {description: Directory of the test programs., type: path, required: true}
   tool: {description: Whose programs they are., type: str, choices: [hccl_test, nccl-tests], default: hccl_test}
   collectives: {description: What is run., type: list, elements: str, default: [all_reduce]}
@@ -100,6 +105,7 @@ def main() -> None:
             "hosts": {"type": "dict", "required": True},
             "launcher": {"type": "str", "choices": ["openmpi", "mpich"], "required": True},
             "path": {"type": "path", "required": True},
+            "shell": {"type": "list", "elements": "str", "default": []},
             "tests": {"type": "path", "required": True},
             "tool": {"type": "str", "choices": ["hccl_test", "nccl-tests"], "default": "hccl_test"},
             "collectives": {"type": "list", "elements": "str", "default": ["all_reduce"]},
@@ -143,6 +149,8 @@ def main() -> None:
         programs=programs,
         limit=given["limit"],
         job_environment=_environment(given["environment"], given["path"]),
+        shell=given["shell"] or None,
+        script=mpi_trust.sourced(given["environment"], given["path"]) if given["shell"] else "",
         agent=agent,
         interfaces=given["interfaces"],
         environment={name: str(value) for name, value in given["variables"].items()},

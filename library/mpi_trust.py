@@ -38,6 +38,15 @@ options:
       - /usr/local/Ascend/cann/tools/hccl_test/bin
       - /usr/local/Ascend/ascend-toolkit/latest/tools/hccl_test/bin
   programs: {description: Names of the test programs., type: list, elements: str, default: []}
+  image:
+    description: Where this node lacks MPI or the test programs, they are looked for in this image. It is not pulled.
+    type: str
+  options:
+    description: What a container of the image is started with, as for the engine.
+    type: list
+    elements: str
+    default: []
+  container_program: {description: Command line client of the container engine., type: str, default: docker}
 author: [Ascent]
 attributes:
   check_mode: {support: full}
@@ -61,7 +70,8 @@ public_key: {description: The key that was made., returned: state is key, type: 
 mpi:
   description:
     - C(address), C(port), C(host_keys), C(launcher) (C(openmpi), C(mpich) or null), C(version), C(path) of the
-      directory of mpirun or null, C(tests) (directory or null), C(programs) (names that are there) and C(missing).
+      directory of mpirun or null, C(tests) (directory or null), C(programs) (names that are there), C(missing),
+      C(where) (C(host) or C(image)) and C(shell), the words that start a shell there.
   returned: state is present
   type: dict
 """
@@ -72,8 +82,9 @@ import pwd
 import shutil
 import sys
 
-from ansible.module_utils.ascent import hccl_test, mpi_trust
+from ansible.module_utils.ascent import hccl_test, mpi_image, mpi_trust
 from ansible.module_utils.ascent.command import run
+from ansible.module_utils.ascent.npu import CONF
 from ansible.module_utils.basic import AnsibleModule
 
 _HOST_KEYS = ("ssh_host_ed25519_key.pub", "ssh_host_ecdsa_key.pub", "ssh_host_rsa_key.pub")
@@ -115,7 +126,38 @@ def _found(given: dict) -> dict:
         "tests": tests,
         "programs": programs,
         "missing": [*([] if path else ["mpirun"]), *([] if programs else ["the test programs"])],
+        "where": "host",
+        "shell": ["/bin/bash"],
     }
+
+
+def _found_in_image(given: dict, on_host: dict) -> dict:
+    """What the image has where the host lacks something, else what the host has."""
+    program = shutil.which(given["container_program"])
+    if not on_host["missing"] or not given["image"] or not program:
+        return on_host
+    if run([program, "image", "inspect", "--format", "{{.Id}}", given["image"]], 60)[0]:
+        return on_host
+    paths = (given["environment"], given["launchers"], given["tests"], given["programs"])
+    _, out, _ = run(mpi_image.probe(program, given["image"], *paths), 120)
+    told = mpi_image.found(out, given["programs"])
+    if told["missing"]:
+        return {**on_host, "missing": [*on_host["missing"], *told["missing"]]}
+    options = list(given["options"])
+    if os.path.isfile(CONF) and not any(f":{CONF}" in word for word in options):
+        options += ["-v", f"{CONF}:{CONF}:ro"]
+    shell = mpi_image.wrapped(program, given["image"], given["cluster"], given["directory"], options)
+    return {**on_host, **told, "where": "image", "shell": shell}
+
+
+def _remove_containers(given: dict) -> None:
+    """Those that outlived their test, as one does whose launcher was killed."""
+    program = shutil.which(given["container_program"])
+    if not program:
+        return
+    _, out, _ = run([program, "ps", "-aq", "--filter", f"label={mpi_image.label(given['cluster'])}"], 60)
+    if out.split():
+        run([program, "rm", "--force", *out.split()], 60)
 
 
 def main() -> None:
@@ -154,6 +196,9 @@ def main() -> None:
                 ],
             },
             "programs": {"type": "list", "elements": "str", "default": []},
+            "image": {"type": "str"},
+            "options": {"type": "list", "elements": "str", "default": []},
+            "container_program": {"type": "str", "default": "docker"},
         },
         required_if=[("state", "present", ["key", "source", "address"])],
         supports_check_mode=True,
@@ -176,11 +221,13 @@ def main() -> None:
                 os.unlink(keys)
                 with contextlib.suppress(OSError):
                     os.rmdir(folder)
+            if os.path.isdir(directory):
+                _remove_containers(given)
             shutil.rmtree(directory, ignore_errors=True)
         module.exit_json(changed=changed)
 
     if module.check_mode:
-        module.exit_json(changed=False, public_key="", mpi=_found(given))
+        module.exit_json(changed=False, public_key="", mpi=_found_in_image(given, _found(given)))
     os.makedirs(directory, mode=0o700, exist_ok=True)
     if given["state"] == "key":
         for name in (key, f"{key}.pub"):
@@ -192,12 +239,12 @@ def main() -> None:
             module.fail_json(msg=f"{' '.join(argv)} ended with {code}: {(out + err).strip()}")
         module.exit_json(changed=True, public_key=" ".join(_text(f"{key}.pub").split()[:2]))
 
-    found = _found(given)
+    found = _found_in_image(given, _found(given))
     if found["missing"]:
         module.exit_json(changed=False, mpi=found)
     program = os.path.join(directory, "agent")
     try:
-        agent = mpi_trust.agent(sys.executable, given["environment"], found["path"])
+        agent = mpi_trust.agent(sys.executable, given["environment"], found["path"], found["shell"])
         wanted = mpi_trust.authorize(text, given["cluster"], given["key"], given["source"], program)
     except ValueError as error:
         module.fail_json(msg=str(error))

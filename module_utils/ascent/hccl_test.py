@@ -124,17 +124,22 @@ def mpirun(
     iterations: int = 20,
     warmups: int = 5,
     extra: Sequence[str] = (),
+    contained: bool = False,
 ) -> List[str]:
     """The command line of one test over ``hosts`` (addresses), with ``devices`` ranks on each.
 
     ``agent`` is a program that is called as ssh is; Open MPI wants it on every host. ``interfaces`` are the hosts'
     network cards of the plan: nothing else may carry the launcher's traffic, whatever else they have.
     ``environment`` goes to every rank. ``sizes`` are the smallest and the largest in bytes, `STEP` apart each.
+    ``contained``: the daemons run in containers, see `mpi_image`.
     """
     environment = environment or {}
     ranks = len(hosts) * devices
     if kind == "openmpi":
         argv = ["mpirun", "--allow-run-as-root", "--tag-output", "--bind-to", "none", "-np", str(ranks)]
+        if contained:
+            # A daemon that goes to the background ends its container; ranks there may not read each other's memory.
+            argv += ["--leave-session-attached", "--mca", "btl_vader_single_copy_mechanism", "none"]
         argv += ["--host", ",".join(f"{host}:{devices}" for host in hosts)]
         # One login from here to each host: no host needs to get into any other.
         argv += ["--mca", "plm_rsh_agent", agent, "--mca", "plm_rsh_no_tree_spawn", "1", "--mca", "btl", "^openib"]

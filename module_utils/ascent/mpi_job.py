@@ -65,7 +65,8 @@ def outcome(code: int, text: str, largest: int, limit: float, tool: str = "hccl_
 class Launcher:
     """Starts one MPI job for each group of hosts; groups that share no host run at once.
 
-    ``hosts`` maps names to ``{"address", "devices": [numbers]}``. ``job_environment`` is the launcher's own,
+    ``hosts`` maps names to ``{"address", "devices": [numbers]}``. ``job_environment`` is the launcher's own. ``shell``
+    starts a shell in the image where the test programs are there (`mpi_image`), ``script`` is what it does first; the
     ``options`` go to `hccl_test.mpirun`.
     """
 
@@ -80,6 +81,8 @@ class Launcher:
         limit: float = 60.0,
         at_once: int = 16,
         job_environment: Optional[Mapping[str, str]] = None,
+        shell: Optional[Sequence[str]] = None,
+        script: str = "",
         job: Job = command.job,
         **options: Any,
     ) -> None:
@@ -91,8 +94,10 @@ class Launcher:
         self.limit = limit
         self.at_once = at_once
         self.environment = dict(os.environ if job_environment is None else job_environment)
+        self.shell = shell
+        self.script = script
         self.job = job
-        self.options = options
+        self.options = {**options, "contained": True} if shell else options
         self._times: Dict[str, float] = {}
 
     def _loaded(self, collective: str) -> Dict[str, Any]:
@@ -127,8 +132,16 @@ class Launcher:
             devices,
             **{**options, "environment": given},
         )
+        name = f"ascent-collectives-{os.getpid()}-{'-'.join(group)}"
+        if self.shell:
+            # The words of the container engine's client: program, run, options.
+            start = [*self.shell[:2], "--name", name, *self.shell[2:]]
+            argv = [*start, "-c", f'{self.script}exec "$@"', "mpirun", *argv]
         begun = time.monotonic()
         code, text = self.job(argv, self.limit, self.environment)
+        if self.shell and code == command.TIMED_OUT:
+            # Its client may be gone and the container still there, with the devices.
+            command.run([self.shell[0], "rm", "--force", name], 60)
         told = outcome(code, text, self._largest(), self.limit, self.tool)
         if told["outcome"] == "ok":
             self._times[collective] = max(told["rows"][-1]["us"], self._times.get(collective, 0.0))

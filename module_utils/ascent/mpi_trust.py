@@ -7,7 +7,7 @@ started, anything else refused.
 
 from __future__ import annotations
 
-__all__ = ["DAEMONS", "agent", "authorize", "known_hosts", "revoke", "ssh_wrapper"]
+__all__ = ["DAEMONS", "agent", "authorize", "known_hosts", "revoke", "sourced", "ssh_wrapper"]
 
 import json
 import re
@@ -20,7 +20,7 @@ _AGENT = '''#!%(python)s
 """Starts an MPI daemon for a collective test of Ascent; the key of that run may ask for nothing else."""
 import os, shlex, sys
 
-ALLOWED, PREFIX = %(allowed)s, %(prefix)s
+ALLOWED, PREFIX, SHELL = %(allowed)s, %(prefix)s, %(shell)s
 # A launcher that was called by its path sets two search paths first, in statements of their own; ours are set here.
 lexer = shlex.shlex(os.environ.get("SSH_ORIGINAL_COMMAND", ""), posix=True, punctuation_chars=";")
 lexer.whitespace_split, lexer.commenters = True, ""
@@ -32,23 +32,29 @@ while words and "=" in words[0] and not words[0].startswith("-"):
 if not words or os.path.basename(words[0]) not in ALLOWED:
     sys.exit("refused: this key starts MPI daemons only")
 words[0] = os.path.basename(words[0])
-os.execvp("/bin/bash", ["/bin/bash", "-c", PREFIX + 'exec "$@"', words[0], *words])
+os.execvp(SHELL[0], [*SHELL, "-c", PREFIX + 'exec "$@"', words[0], *words])
 '''
 _MARK = "ascent-collectives"
 
 
-def _sourced(environment: Sequence[str], path: Optional[str]) -> str:
+def sourced(environment: Sequence[str], path: Optional[str]) -> str:
     """Shell commands that come before the daemon: scripts that are there are sourced, and ``path`` leads the search."""
-    lines = [f"if test -r {name}; then . {name}; fi >/dev/null 2>&1; " for name in environment]
+    lines = [f"if test -r {_plain(name)}; then . {name}; fi >/dev/null 2>&1; " for name in environment]
     if path:
-        lines.append(f'export PATH={path}:"$PATH"; ')
+        lines.append(f'export PATH={_plain(path)}:"$PATH"; ')
     return "".join(lines)
 
 
-def agent(python: str, environment: Sequence[str] = (), path: Optional[str] = None) -> str:
-    """The program behind the key: ``environment`` are scripts to source, ``path`` is where the MPI daemon lies."""
-    prefix = _sourced([_plain(name) for name in environment], _plain(path) if path else None)
-    return _AGENT % {"python": _plain(python), "allowed": json.dumps(DAEMONS), "prefix": json.dumps(prefix)}
+def agent(
+    python: str, environment: Sequence[str] = (), path: Optional[str] = None, shell: Sequence[str] = ("/bin/bash",)
+) -> str:
+    """The program behind the key: ``environment`` are scripts to source, ``path`` is where the MPI daemon lies.
+
+    ``shell`` is the shell that starts it, on the host or in a container (`mpi_image.wrapped`).
+    """
+    prefix = sourced(environment, path)
+    words = {"allowed": json.dumps(DAEMONS), "prefix": json.dumps(prefix), "shell": json.dumps(list(shell))}
+    return _AGENT % {"python": _plain(python), **words}
 
 
 def _plain(path: str) -> str:

@@ -75,11 +75,12 @@ def mpirun(
     sizes: Sequence[int] = (8192, 64 << 20),
     iterations: int = 20,
     warmups: int = 5,
+    contained: bool = False,
 ) -> List[str]:
     """The command line of one test: a rank for each GPU, see `hccl_test.mpirun`."""
     argv = hccl_test.mpirun(
         kind, program, hosts, devices, agent=agent, interfaces=interfaces, environment=environment, sizes=sizes,
-        iterations=iterations, warmups=warmups,
+        iterations=iterations, warmups=warmups, contained=contained,
     )  # fmt: skip
     start = argv.index(program) + 1
     own = [

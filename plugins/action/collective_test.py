@@ -31,6 +31,7 @@ class ActionModule(ActionBase):
         told: dict[str, Any] = {"ran": False, "why": "", "tool": given["tool"], "where": "host", "missing": {}}
         told.update(absent=[], seconds=0.0, runs=[], culprits=[])
         result["ansible_facts"] = {"ascent_collectives": told}
+        told["where"] = mpi[task_vars["inventory_hostname"]]["where"]
         told["missing"] = {host: one["missing"] for host, one in mpi.items() if one["missing"]}
         launchers = {(one["launcher"], one["version"]) for one in mpi.values()}
         own = mpi[task_vars["inventory_hostname"]]
@@ -39,6 +40,10 @@ class ActionModule(ActionBase):
         told["absent"] = [name for name in given["collectives"] if name not in available]
         if told["missing"]:
             told["why"] = "nodes lack MPI or the test programs"
+        elif len({(one["where"], one["tests"]) for one in mpi.values()}) > 1:
+            told["why"] = "nodes have MPI and the test programs in different places: " + ", ".join(
+                f"{host}: {one['tests']} ({one['where']})" for host, one in sorted(mpi.items())
+            )
         elif len(launchers) > 1 or own["launcher"] is None:
             told["why"] = (
                 f"nodes have different MPI launchers: {', '.join(sorted({one['version'] for one in mpi.values()}))}"
@@ -58,6 +63,7 @@ class ActionModule(ActionBase):
             },
             launcher=own["launcher"],
             path=own["path"],
+            shell=own["shell"] if own["where"] == "image" else [],
             tests=own["tests"],
             interfaces=sorted({plan["hosts"][host]["nic"] for host in mpi}),
             limit=limits["seconds"],

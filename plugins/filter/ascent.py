@@ -75,6 +75,28 @@ def ascent_conf_image(plan: Mapping[str, Any], host: str) -> str | None:
     return None
 
 
+def ascent_test_container(plan: Mapping[str, Any], host: str) -> dict[str, Any]:
+    """The image in which collective tests may be on ``host``, and with what a container of it is started.
+
+    ``{"image": reference or None, "options": [words of docker run]}``: the engine's image, with the devices of all of
+    the host's engines, on the host's network. None where no engine of the host runs in a container.
+    """
+    engines = [one for one in plan["processes"] if one["host"] == host and one["devices"] and one.get("container")]
+    if not engines:
+        return {"image": None, "options": []}
+    first = engines[0]["container"]
+    merged = {**first, "network": "host", "publish": []}
+    for key in ("devices", "mounts"):
+        merged[key] = []
+        for entry in (entry for one in engines for entry in one["container"][key]):
+            if entry not in merged[key]:
+                merged[key].append(entry)
+    if merged["gpus"]:
+        merged["gpus"] = "all"
+    words = [word for option in render.container_options(merged) for word in option]
+    return {"image": first["image"], "options": words}
+
+
 def ascent_locked_images(
     plan: Mapping[str, Any], facts: Iterable[Mapping[str, Any]], node: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
@@ -176,6 +198,7 @@ class FilterModule:
             "ascent_images_of": generations.images_of,
             "ascent_collected": ascent_collected,
             "ascent_conf_image": ascent_conf_image,
+            "ascent_test_container": ascent_test_container,
             "ascent_host_names": tuning.host_names,
             "ascent_host_needs": tuning.needs,
             "ascent_environments_differ": ascent_environments_differ,

@@ -148,9 +148,8 @@ class Builder:
         ``nccl`` are those of nccl-tests, ``bin`` CANN's.
         """
         programs: dict[str, bytes] = {}
-        sources = [path for path in (ROOT / "hccl_test").iterdir() if path.is_file()]
         for suite in sorted(suites):
-            tag = self._image("hccl_test", {"BASE": self._base(suite)}, sources)
+            tag = self.hccl_test_image(suite)
             container = self.engine.run("create", f"--label={LABEL}=build", tag, "true").stdout.strip()
             try:
                 packed = self.engine.run("cp", f"{container}:/build/{folder}", "-", text=False).stdout
@@ -161,6 +160,11 @@ class Builder:
                     if file := tar.extractfile(member):
                         programs[f"{folder}-{suite}-{platform.machine()}/{Path(member.name).name}"] = file.read()
         return programs
+
+    def hccl_test_image(self, suite: str = DEFAULT_SUITE) -> str:
+        """An image with MPI and the collective test programs, in /build/bin."""
+        sources = [path for path in (ROOT / "hccl_test").iterdir() if path.is_file()]
+        return self._image("hccl_test", {"BASE": self._base(suite)}, sources)
 
     def _exists(self, tag: str) -> bool:
         return self.engine.run("image", "inspect", tag, check=False).returncode == 0

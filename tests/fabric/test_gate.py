@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from ascent.collectives import COLLECTIVES
+from sandbox.lib import engine
+from sandbox.lib.images import Builder
 from tests.fabric.conftest import NODES, Gate
 
 # Every rank of every node takes its turn on two cores, so a late packet or run may be told of as a warning.
@@ -120,6 +125,53 @@ def test_a_link_that_is_down_is_one_fault_to_all_parts(gate: Gate):
     verdict = gate.verify()
     assert {host for _, host in errors(verdict)} == {"m-01"}
     assert all("device 3" in one["summary"] for one in verdict["findings"] if one["severity"] == "error")
+
+
+#: What the recipe names, and where our image has the test programs.
+ENGINE, INSIDE = "quay.io/ascend/vllm-ascend:v0.11.0rc2", "/build/bin"
+
+
+@pytest.fixture
+def engine_image(gate: Gate) -> Iterator[None]:
+    """On every node, under the name of the engine's image, one with MPI and the test programs."""
+    own = gate.cluster.engine
+    with engine.exclusive():
+        tag = Builder(own, print).hccl_test_image()
+    for node in gate.cluster.sandbox.nodes:
+        with subprocess.Popen(own.command("save", tag), stdout=subprocess.PIPE) as saving:
+            words = gate.cluster.ssh(node, f"docker load --quiet && docker tag {tag} {ENGINE}")
+            subprocess.run(words, stdin=saving.stdout, check=True, timeout=600, capture_output=True)
+    yield
+    for node in NODES:
+        gate.shell(node, f"docker rmi --force {ENGINE} {tag}")
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures("engine_image")
+def test_collectives_in_the_engines_image(gate: Gate):
+    inside = ("-e", json.dumps({"fabric_collectives_programs": [INSIDE]}))
+    clean = gate.verify(*inside)
+    assert errors(clean) == []
+    collectives = clean["facts"]["collectives"]
+    assert (collectives["ran"], collectives["where"]) == (True, "image")
+    assert {len(run["hosts"]) for run in collectives["runs"] if run["outcome"] == "ok"} == {1, 2, 3}
+    gate.broken("m-02", "C27", "when=across")
+    assert errors(gate.verify(*inside)) == [("C27", "m-02")]
+    for node in NODES:
+        assert gate.shell(node, "docker ps -aq; pgrep -c orted || true").split() == ["0"]
+        assert set(gate.shell(node, "ls /var/lib/ascent/mesh").split()) <= {"lock.json", "fabric.json"}
+
+
+@pytest.mark.thorough
+def test_a_deep_look_runs_everything_and_keeps_the_nodes_under_load(gate: Gate):
+    verdict = gate.verify("-e", "verify_depth=deep", "-e", "verify_burn_in_minutes=0.5", "-e", "fabric_torch=never")
+    assert errors(verdict) == []
+    runs = verdict["facts"]["collectives"]["runs"]
+    assert {run["collective"] for run in runs if run["outcome"] == "ok"} == set(COLLECTIVES)
+    assert verdict["metrics"]["burn_in"]["runs"] >= 1
+    assert verdict["metrics"]["burn_in"]["seconds"] >= 20
+    (first, *_rest) = [run for run in runs if run["phase"] == "burn-in"]
+    assert (tuple(first["hosts"]), len(first["rows"])) == (NODES, 1)
 
 
 @pytest.mark.thorough

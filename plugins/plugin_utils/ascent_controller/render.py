@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["FINGERPRINT", "MANAGED", "files", "plan_text", "tree"]
+__all__ = ["FINGERPRINT", "MANAGED", "container_options", "files", "plan_text", "tree"]
 
 import functools
 import json
@@ -111,14 +111,10 @@ def _role(process: Mapping[str, Any]) -> str:
     return f"{who}, {ranks} of {parallel['data']}"
 
 
-def _docker_run(process: Mapping[str, Any]) -> str:
-    container = process["container"]
-    options: list[list[str]] = [
-        ["docker", "run", "--rm"],
-        ["--name", container["name"]],
-        # The bridge is the container engine's own default.
-        *([[f"--net={container['network']}"]] if container["network"] != "bridge" else []),
-    ]
+def container_options(container: Mapping[str, Any]) -> list[list[str]]:
+    """What ``docker run`` is given for a process's container, an option of its words each; no name and no image."""
+    # The bridge is the container engine's own default.
+    options: list[list[str]] = [[f"--net={container['network']}"]] if container["network"] != "bridge" else []
     options += [["-p", f"{port}:{port}"] for port in container["publish"]]
     if container["ipc"]:
         options.append([f"--ipc={container['ipc']}"])
@@ -135,7 +131,13 @@ def _docker_run(process: Mapping[str, Any]) -> str:
     for mount in container["mounts"]:
         mode = ":ro" if mount["read_only"] else ""
         options.append(["-v", f"{mount['source']}:{mount['target']}{mode}"])
-    lines = shell.command_lines(options)
+    return options
+
+
+def _docker_run(process: Mapping[str, Any]) -> str:
+    container = process["container"]
+    run = [["docker", "run", "--rm"], ["--name", container["name"]]]
+    lines = shell.command_lines([*run, *container_options(container)])
     script = f'    -v "$here"/{shell.word(process["name"])}.sh:{shell.word(container["script"])}:ro'
     image = "    " + " ".join(shell.word(part) for part in [container["image"], *container["command"]])
     return " \\\n".join([*(line.removesuffix(" \\") for line in lines), script, image])

@@ -3,8 +3,9 @@
     python bench/fabric.py [--nodes 2 4 8] [--inventory bench/inventory --cluster eight-hosts]
 
 Boots the sandbox of the inventory and takes it down again. Every device pings its counterparts, so a node's part of the
-mesh grows with the number of its peers and with nothing else: seconds for a peer stay as they are. On a machine with
-fewer cores than nodes they grow all the same, since the nodes share them. Prints figures; judges nothing.
+mesh grows with the number of its peers and with nothing else: seconds for a peer stay as they are, and so do the calls
+of the vendor's tools that read the devices. On a machine with fewer cores than nodes seconds grow all the same: the nodes
+share them. Prints figures; judges nothing.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ def row(nodes: int, told: dict[str, Any]) -> dict[str, float]:
         "mesh": statistics.median(one["seconds"] for one in meshes),
         "peer": statistics.median(one["seconds"] for one in meshes) / (nodes - 1),
         "ports": statistics.median(one["seconds"] for one in planes),
+        "calls": statistics.median(one["calls"] for one in told["npus"].values() if one),
         "devices": statistics.median(one["seconds"] for one in told["npus"].values() if one),
         "gate": told["seconds"],
     }
@@ -92,6 +94,7 @@ def main() -> None:
         "mesh": "mesh",
         "peer": "mesh a peer",
         "ports": "ports",
+        "calls": "calls",
         "devices": "devices",
         "gate": "gate",
     }

@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from ascent.fabric import devices, pairs, verdict
 from ascent.findings import finding
+from ascent_controller import signatures
 from tests.unit.fabric_facts import Cluster
 
 DEAD = {"received": 0, "min_us": None, "avg_us": None, "max_us": None}
@@ -191,3 +197,21 @@ def test_one_server_without_npus_has_nothing_to_prove():
     assert not verdict.due({"hosts": {"a": host}})
     assert verdict.due({"hosts": {"a": host, "b": host}})
     assert verdict.due({"hosts": {"a": {**host, "devices": [0], "fabric": {"address": "ip"}}}})
+
+
+def test_the_reference_page_is_current():
+    tool = Path(__file__).parents[2] / "tools" / "verify_reference.py"
+    done = subprocess.run([sys.executable, str(tool), "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_runbook_names_findings_and_variables_that_there_are():
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / "runbooks" / "fabric-finding.md").read_text()
+    ids = set(re.findall(r"`([A-G][0-9]{2}|(?:fabric|control|nccl|npu|collectives?)-[a-z-]+)`", text))
+    known = {entry["id"] for entry in signatures.checks(of="fabric")}
+    assert len(ids) > 15
+    assert ids <= known
+    reference = (root / "docs" / "reference" / "verify.md").read_text()
+    variables = set(re.findall(r"\b((?:verify|fabric)_[a-z_]+)\b", text))
+    assert {name for name in variables if name != "fabric_facts" and name not in reference} == set()

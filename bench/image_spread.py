@@ -29,7 +29,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "image-spread"
-NETWORK = "198.19.64"
+NETWORK = "100.67.0"
 REGISTRY = f"{NETWORK}.2:5000"
 IMAGE = "bench/spread:v1"
 PULL = "images : Pull the images by their digests"

@@ -6,15 +6,11 @@ __all__ = ["describe", "find"]
 
 import json
 import os
-import re
 from typing import Any, Dict, Iterable, List, Mapping, Optional
 
-from . import command, npu_smi
+from . import command, holders, npu_smi
 from .errors import AscentError
 from .node import Node
-
-_DEVICES = re.compile(r"/dev/(?:davinci(?:[0-9]+|_manager)|devmm_svm|hisi_hdc)\Z")
-_CONTAINER = re.compile(r"\b([0-9a-f]{64})\b")
 
 
 def find(node: Node, program: str = "docker", tool: Optional[str] = "/usr/local/bin/npu-smi") -> List[Dict[str, Any]]:
@@ -26,12 +22,11 @@ def find(node: Node, program: str = "docker", tool: Optional[str] = "/usr/local/
     """
     containers = _containers(node, program)
     users: Dict[Any, Dict[str, Any]] = {}
-    pids = {pid: _name(node, pid) for pid in _open(node)}
+    pids = {pid: _name(node, pid) for pid in holders.scan(node, ()).users}
     if tool and os.path.exists(node.path(tool)):
         pids.update({row["pid"]: row["name"] or _name(node, row["pid"]) for row in _listed(node, tool)})
     for pid, name in pids.items():
-        match = _CONTAINER.search(node.text(f"/proc/{pid}/cgroup") or "")
-        container = containers.get(match.group(1)) if match else None
+        container = containers.get(holders.container_of(node, pid) or "")
         users[pid] = {"pid": pid, "name": name, **_labels(container)}
     seen = {user["container"] for user in users.values()}
     for container in containers.values():
@@ -57,21 +52,6 @@ def describe(users: Iterable[Mapping[str, Any]]) -> str:
         text = " in ".join(parts)
         words.append(f"{text} ({user['process']} of {user['cluster']})" if user["process"] else text)
     return "; ".join(words)
-
-
-def _open(node: Node) -> List[int]:
-    """Processes that have a device file open."""
-    found = []
-    for pid in (name for name in node.names("/proc") if name.isdigit()):
-        for descriptor in node.names(f"/proc/{pid}/fd"):
-            try:
-                target = os.readlink(node.path(f"/proc/{pid}/fd/{descriptor}"))
-            except OSError:  # closed meanwhile
-                continue
-            if _DEVICES.match(target):
-                found.append(int(pid))
-                break
-    return found
 
 
 def _listed(node: Node, tool: str) -> List[Dict[str, Any]]:
@@ -108,4 +88,4 @@ def _labels(container: Optional[Mapping[str, Any]]) -> Dict[str, Optional[str]]:
 
 def _has_devices(container: Mapping[str, Any]) -> bool:
     devices = (container.get("HostConfig") or {}).get("Devices") or []
-    return any(_DEVICES.match(str(device.get("PathOnHost"))) for device in devices)
+    return any(holders.is_device(str(device.get("PathOnHost"))) for device in devices)

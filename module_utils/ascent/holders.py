@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Scan", "container_names", "describe", "listening", "scan"]
+__all__ = ["Scan", "container_names", "container_of", "describe", "is_device", "listening", "scan"]
 
 import os
 import re
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 _TCP_LISTEN = "0A"
 _SOCKET = re.compile(r"socket:\[([0-9]+)\]\Z")
 _DEVICE = re.compile(r"/dev/davinci([0-9]+)\Z")
+#: Whoever has one of these open uses the driver.
+_DRIVER = re.compile(r"/dev/(?:davinci(?:[0-9]+|_manager)|devmm_svm|hisi_hdc)\Z")
 _CONTAINER = re.compile(r"\b([0-9a-f]{64})\b")
 #: Of a command line as many characters are kept.
 _COMMAND = 120
@@ -26,8 +28,15 @@ class Scan(NamedTuple):
     sockets: Dict[int, int]
     #: Processes by the number of the device (``/dev/davinciN``) that they have open.
     devices: Dict[int, List[int]]
+    #: Processes that have a device or one of the driver's other files open, in order.
+    users: List[int]
     #: One process for each program that was asked for.
     programs: Dict[str, int]
+
+
+def is_device(path: str) -> bool:
+    """Whether a path is a device of the NPU driver: a chip, or one of those through which it is managed."""
+    return bool(_DRIVER.match(path))
 
 
 def listening(*tables: Optional[str]) -> Dict[int, List[int]]:
@@ -46,13 +55,14 @@ def listening(*tables: Optional[str]) -> Dict[int, List[int]]:
 def scan(node: Node, inodes: Iterable[int], programs: Iterable[str] = ()) -> Scan:
     """Who holds these sockets and any device file; ``programs`` are names as in ``/proc/PID/comm``."""
     wanted, names = set(inodes), set(programs)
-    result = Scan({}, {}, {})
+    result = Scan({}, {}, [], {})
     for pid in sorted(int(name) for name in node.names("/proc") if name.isdigit()):
         if names:
             comm = (node.text(f"/proc/{pid}/comm") or "").strip()
             if comm in names:
                 result.programs.setdefault(comm, pid)
         devices: Set[int] = set()
+        uses = False
         for descriptor in node.names(f"/proc/{pid}/fd"):
             try:
                 target = os.readlink(node.path(f"/proc/{pid}/fd/{descriptor}"))
@@ -63,6 +73,9 @@ def scan(node: Node, inodes: Iterable[int], programs: Iterable[str] = ()) -> Sca
                 result.sockets.setdefault(int(socket.group(1)), pid)
             elif device:
                 devices.add(int(device.group(1)))
+            uses = uses or is_device(target)
+        if uses:
+            result.users.append(pid)
         for number in devices:
             result.devices.setdefault(number, []).append(pid)
     return result
@@ -74,12 +87,17 @@ def describe(node: Node, pids: Iterable[int]) -> Dict[str, Dict[str, Optional[st
     for pid in sorted(set(pids)):
         words = (node.text(f"/proc/{pid}/cmdline") or "").replace("\0", " ").strip()
         command = words or (node.text(f"/proc/{pid}/comm") or "").strip() or None
-        match = _CONTAINER.search(node.text(f"/proc/{pid}/cgroup") or "")
         found[str(pid)] = {
             "command": command[:_COMMAND] if command else None,
-            "container": match.group(1) if match else None,
+            "container": container_of(node, pid),
         }
     return found
+
+
+def container_of(node: Node, pid: int) -> Optional[str]:
+    """The id of a process's container; None for a process of the host."""
+    match = _CONTAINER.search(node.text(f"/proc/{pid}/cgroup") or "")
+    return match.group(1) if match else None
 
 
 def container_names(node: Node, program: str, processes: Mapping[str, Dict[str, Any]]) -> None:

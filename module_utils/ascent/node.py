@@ -152,13 +152,17 @@ def _proxies(node: Node) -> Dict[str, str]:
     return {name: _without_password(value) for name, value in sorted(found.items())}
 
 
+#: Distributions with RPM packages by their ID, apart from ``rhel`` itself.
+_RPM = frozenset(("almalinux", "centos", "euleros", "fedora", "kylin", "ol", "openeuler", "rocky"))
+
+
 def os_family(identity: str, likes: Iterable[str]) -> Optional[str]:
     """``debian``, ``rhel`` or ``suse`` by the ID and ID_LIKE of ``/etc/os-release``; None where neither is known."""
     names = [identity, *likes]
     family: Optional[str] = next((name for name in ("debian", "rhel", "suse") if name in names), None)
     if family is None:
-        # openEuler and Kylin build on RPM without saying that they are like any other.
-        family = {"ubuntu": "debian", "openeuler": "rhel", "kylin": "rhel", "fedora": "rhel"}.get(identity.lower())
+        # openEuler and Kylin are RPM systems and don't say that they are like any other; of some only the ID is known.
+        family = "debian" if identity.lower() == "ubuntu" else "rhel" if identity.lower() in _RPM else None
     return family
 
 
@@ -694,7 +698,7 @@ def gather(
     )
     facts: Dict[str, Any] = dict.fromkeys(parts)
     sockets: Dict[int, List[int]] = {}
-    scan = holders.Scan({}, {}, {})
+    scan = holders.Scan({}, {}, [], {})
     if wanted & {"system", "network", "npu"}:
         sockets = holders.listening(node.text("/proc/net/tcp"), node.text("/proc/net/tcp6"))
         scan = holders.scan(node, (inode for some in sockets.values() for inode in some), _ENGINE_PROGRAMS)

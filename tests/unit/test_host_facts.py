@@ -144,7 +144,7 @@ def test_sockets_and_devices_lead_to_their_processes(tmp_path):
     sockets = holders.listening(reader.text("/proc/net/tcp"), None)
     assert sockets == {8000: [7001]}
     scan = holders.scan(reader, [7001], ["containerd"])
-    assert scan == holders.Scan({7001: 41}, {3: [42]}, {"containerd": 43})
+    assert scan == holders.Scan({7001: 41}, {3: [42]}, [42], {"containerd": 43})
     processes = holders.describe(reader, [41, 42, 99])
     assert processes["41"] == {"command": "python3 -m http.server 8000", "container": None}
     assert processes["99"] == {"command": None, "container": None}

@@ -231,11 +231,14 @@ def test_driver_below_what_the_catalogue_recommends_is_a_warning_and_below_the_f
     # The pair that does not fit, and what to install, as the vendor calls it.
     assert "driver 25.3.rc1 of n000 and CANN 9.0.0 of vllm-ascend v0.21.0rc1" in findings[0]["summary"]
     assert "Atlas-A3-hdk-npu-driver_25.5.2_linux-aarch64.run" in findings[0]["fix"]
-    catalogue = copy.deepcopy(CATALOGUE)
-    next(one for one in catalogue["drivers"] if one["cann"] == "8.5.0")["floor"] = "25.5"
-    assert {item["severity"] for item in preflight.judge(plan, nodes, catalogue)} == {"error"}
+    # Older than what the vendor's own table has as compatible with CANN 9.0.
+    for one in nodes.values():
+        one["npu"]["driver"]["version"] = "24.1.rc3"
+    findings = preflight.judge(plan, nodes, CATALOGUE)
+    assert {(item["id"], item["severity"]) for item in findings} == {("A08", "error")}
+    assert "25.0.rc1 is the oldest that the vendor has as compatible" in findings[0]["summary"]
     plan["engine"]["version"] = "v0.11.0"
-    assert preflight.judge(plan, nodes, catalogue) == []
+    assert preflight.judge(plan, nodes, CATALOGUE) == []
 
 
 def test_what_provision_brings_stops_nothing(plan, nodes):

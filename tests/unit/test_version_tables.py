@@ -105,11 +105,15 @@ def test_every_version_compares(path):
 
 
 def test_lists_are_in_order_and_a_newer_cann_asks_for_no_less():
-    floors = []
+    listed, floors = [], []
     for entry in ASCEND["drivers"]:
         assert entry["listed"] == sorted(entry["listed"], key=versions.sort_key)
-        floors += entry["listed"][:1]
+        listed += entry["listed"][:1]
+        floors += [entry["floor"]] if entry["floor"] else []
+        assert not entry["floor"] or versions.sort_key(entry["floor"]) <= versions.sort_key(entry["listed"][0])
+    assert listed == sorted(listed, key=versions.sort_key)
     assert floors == sorted(floors, key=versions.sort_key)
+    assert floors, "a table without any minimum could refuse no driver"
     canns = [entry["cann"] for entry in ASCEND["drivers"]]
     assert canns == sorted(canns, key=versions.sort_key)
 

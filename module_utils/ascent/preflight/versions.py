@@ -176,7 +176,11 @@ def _driver(context: Context, host: str, node: Facts) -> Findings:
             continue
         packages = install_advice(context, host, node)
         tell = error if kind == "floor" else warning
-        why = "is the oldest that works" if kind == "floor" else "is the oldest that the vendor lists for it"
+        why = (
+            "is the oldest that the vendor has as compatible"
+            if kind == "floor"
+            else "is the oldest that the vendor lists for it"
+        )
         return [
             tell(
                 "A08",

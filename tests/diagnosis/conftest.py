@@ -18,12 +18,11 @@ import pytest
 from sandbox.faults.control import Control, find
 from sandbox.lib import engine, plan
 from sandbox.lib.lifecycle import Cluster
+from tests.diagnosis.cases import ENGINES
 
 ROOT = Path(__file__).resolve().parents[2]
 INVENTORY = Path(__file__).parent / "inventory"
 CLUSTER = "diagnosis"
-#: The last measured run, from which tools/detection_reference.py writes docs/reference/detection.md.
-MEASURED = Path(__file__).with_name("measured.json")
 
 
 @dataclass
@@ -61,6 +60,7 @@ class Site:
         self.work = work
         self.count = 0
         self.measured: dict[str, dict[str, Any]] = {}
+        self.serving = True
 
     def deploy(self, *arguments: str) -> Run:
         """Run deploy.yml with further arguments. A run that takes ten minutes has met a time-out, and fails."""
@@ -89,12 +89,21 @@ class Site:
         words = self.cluster.ssh(self.cluster.node(node), "bash", "-s")
         return subprocess.run(words, input=command, capture_output=True, text=True, check=True, timeout=120).stdout
 
-    def stop(self, *processes: str) -> None:
-        """End containers of the cluster, so that the next launch starts them again."""
-        filters = " ".join(f"--filter label=ascent.process={process}" for process in processes)
+    def stop(self, *processes: str, remove: bool = False) -> None:
+        """End containers of the cluster, so that the next launch starts them again, or remove them."""
+        verb = "rm -f" if remove else "stop -t 0"
         for node in self.cluster.sandbox.nodes:
-            for one in filters.split("--filter ")[1:]:
-                self.shell(node.name, f"docker ps -q --filter {one} | xargs -r docker stop -t 0 >/dev/null")
+            asked = "; ".join(f"docker ps -q --filter label=ascent.process={process}" for process in processes)
+            self.shell(node.name, f"({asked}) | xargs -r docker {verb} >/dev/null")
+        self.serving = False
+
+    def serve(self) -> None:
+        """Launch what does not serve."""
+        if not self.serving:
+            self.stop(*ENGINES)
+            run = self.deploy("--tags", "launch")
+            assert run.code == 0, run.output
+            self.serving = True
 
     def break_(self, node: str, fault: str, *arguments: str) -> None:
         """Bring a fault of the catalogue about."""
@@ -106,13 +115,20 @@ class Site:
             self.control.heal(node.name)
 
     def keep(self, case: str, figures: dict[str, Any]) -> None:
-        """Remember what was measured of a case."""
-        self.measured[case] = figures
+        """Remember what was measured of a case, with the load that the machine had."""
+        self.measured[case] = {**figures, "load": round(os.getloadavg()[0], 1), "date": time.strftime("%Y-%m-%d")}
+
+    def write(self, path: Path) -> None:
+        """Put what was measured into a file, beside what earlier sessions measured of other cases."""
+        known = json.loads(path.read_text())["cases"] if path.exists() else {}
+        cases = {**known, **self.measured}
+        document = {"machine": machine(), "cases": {name: cases[name] for name in sorted(cases)}}
+        path.write_text(json.dumps(document, indent=1) + "\n")
 
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """Three nodes that serve; gone after the session. A run of every case rewrites what is measured."""
+    """Three nodes that serve; gone after the session. What was measured goes into the file ASCENT_MEASURED names."""
     cluster = Cluster(plan.from_inventory(INVENTORY), ROOT, engine.Engine(), print)
     with engine.exclusive():
         cluster.down()
@@ -121,6 +137,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     first = site.deploy()
     assert first.code == 0, first.output[-6000:]
     yield site
+    if "ASCENT_MEASURED" in os.environ:
+        site.write(Path(os.environ["ASCENT_MEASURED"]))
     with engine.exclusive():
         cluster.down()
 
@@ -132,10 +150,8 @@ def whole(site: Site) -> Iterator[Site]:
     site.heal()
 
 
-def conditions() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     """The machine that measures, as a reader of the figures has to know it."""
-    model = next(
-        (line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.machine(),
-    )
-    return {"cores": os.cpu_count(), "processor": model, "load": [round(one, 1) for one in os.getloadavg()]}
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+    return {"cores": os.cpu_count(), "processor": model, "nodes": 3}

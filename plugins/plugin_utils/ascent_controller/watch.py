@@ -529,14 +529,22 @@ class Watch:
         return "\n".join(_text(line) for line in list(process.lines)[-_SHOWN_LINES:])
 
     def metrics(self, now: float) -> dict[str, Any]:
-        """Seconds until all was ready (None after a failure), and for each process when it reached which phase."""
+        """Figures of the watch, in seconds since it began, and of each process.
+
+        ``ready_seconds`` is None after a failure, ``progress_seconds`` is when anything last went on; a process has the
+        time at which it reached each phase, and ``ended``, in seconds since 1970 by the controller's clock.
+        """
+        moved = max(process.moved_at for process in self.processes.values())
         return {
+            "seconds": round(now - self.started, 1),
             "ready_seconds": round(now - self.started, 1) if self.failed_at is None else None,
+            "progress_seconds": round(moved - self.started, 1),
             "processes": {
                 process.name: {
                     "host": process.host,
                     "state": process.state,
                     "ready_seconds": None if process.ready_at is None else round(process.ready_at - self.started, 1),
+                    "ended": self._ended(process.name),
                     "phases": process.phases,
                 }
                 for process in self.processes.values()

@@ -379,7 +379,7 @@ def _engine(context: Context, host: str, node: Facts) -> Findings:
 def _names(context: Context, host: str, node: Facts) -> Findings:
     """Containers of somebody else that have a name of the plan: the launch would take their place."""
     planned = {container(one).get("name") for one in context.plan["processes"] if one["host"] == host}
-    taken = sorted(planned & set((node.get("container_engine") or {}).get("others", ())))
+    taken = sorted(str(one) for one in planned & set((node.get("container_engine") or {}).get("others", ())))
     if not taken:
         return []
     return [

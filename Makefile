@@ -127,6 +127,7 @@ bench: setup ## Figures, as ratios within one run; not part of pass or fail
 	@$(BIN)/python bench/engine_timing.py
 	@$(BIN)/python bench/image_spread.py
 	@$(BIN)/python bench/fabric.py
+	@$(BIN)/python bench/launch.py --inventory $(INVENTORY) --cluster $(CLUSTER)
 	@$(BIN)/python bench/no_op_run.py --inventory $(INVENTORY) --cluster $(CLUSTER)
 	@$(BIN)/python bench/no_op_run.py --inventory bench/inventory --cluster eight-hosts --tags provision,tune --boot
 

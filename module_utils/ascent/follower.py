@@ -9,8 +9,9 @@ Request::
 
     {"containers": [{"name", "since": stamp of the last line that is known, or null}],
      "units": the same for units of systemd,
-     "health": [{"name": the asker's, "url", "known": bool | null}],      known: what the asker believes
+     "health": [{"name": the asker's, "url", "known": bool | null, "models": url | null}],   known: what is believed
      "fatal": [regex, ...],                                              lines worth an answer at once
+     "clock": bool, "doing": bool,                                       whether to tell the time and what processes do
      "wait": seconds, "settle": seconds that a line may wait for others, "fresh": seconds, "tail": lines}
 
 A container that runs for longer than ``fresh`` has its log read from now on; what it said long ago is no news.
@@ -18,9 +19,14 @@ A container that runs for longer than ``fresh`` has its log read from now on; wh
 Answer::
 
     {"reason": "exit" | "fatal" | "health" | "lines" | "wait" | "gone", "error": null | text,
-     "containers": {name: {"state", "id", "exit_code", "restarts", "oom"}},   units too; "missing" when there is none
+     "containers": {name: {"state", "id", "exit_code", "restarts", "oom", "ended"}},   units too; "missing" without one
      "lines": {name: ["<stamp> <text>", ...]},                                 new ones only, oldest first
-     "health": {name: {"ok", "detail"}}}
+     "health": {name: {"ok", "detail", "says": the body, when it is an object of JSON, "models": [id, ...] | null}},
+     "clock": {"system", "docker"} | null,                                     the node's time, and of docker
+     "doing": {name: [{"pid", "title", "state", "waits", "cpu", "read"}]} | null}     cpu in seconds, read in bytes
+
+``ended`` and the clocks are seconds since 1970 of the clock that stamps the lines. ``doing`` has the processes of what
+runs: ``waits`` is the kernel function that one sleeps in, ``read`` what it has read from storage so far.
 """
 
 from __future__ import annotations
@@ -49,6 +55,9 @@ _HEALTH_TIMEOUT = 2.0
 # After a bad sign the lines behind it still come in: a traceback ends with the reason.
 _LINGER = 0.5
 _LINE_CHARACTERS = 2000
+_BODY_BYTES = 65536
+_PROC = "/proc"
+_STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)")
 
 
 class _Stream:
@@ -106,22 +115,33 @@ class _Health(threading.Thread):
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         while not self.stopped.is_set():
             first = self.state is None
-            self.state = _ask(opener, self.entry["url"])
+            state = _ask(opener, self.entry["url"])
+            if state["ok"] and self.entry["models"]:
+                served = _ask(opener, self.entry["models"])["says"]
+                state["models"] = (
+                    [str(one.get("id")) for one in served["data"]] if served and "data" in served else None
+                )
+            self.state = state
             if first or self.is_news:
                 os.write(self.wake, b"h")
             self.stopped.wait(_HEALTH_PERIOD if not self.state["ok"] else 4 * _HEALTH_PERIOD)
 
 
 def _ask(opener: urllib.request.OpenerDirector, url: str) -> Dict[str, Any]:
+    said: Dict[str, Any] = {"ok": False, "detail": "", "says": None, "models": None}
     try:
         with opener.open(url, timeout=_HEALTH_TIMEOUT) as response:
-            return {"ok": 200 <= response.status < 300, "detail": f"HTTP {response.status}"}
+            said.update(ok=200 <= response.status < 300, detail=f"HTTP {response.status}")
+            says = json.loads(response.read(_BODY_BYTES) or b"null")
+            said["says"] = says if isinstance(says, dict) else None
     except urllib.error.HTTPError as error:
-        return {"ok": False, "detail": f"HTTP {error.code}"}
+        said["detail"] = f"HTTP {error.code}"
     except (OSError, ValueError) as error:
-        return {"ok": False, "detail": str(getattr(error, "reason", None) or error)}
+        # A health address that answers with words, or with nothing, is as healthy as its status says.
+        said["detail"] = said["detail"] or str(getattr(error, "reason", None) or error)
     except Exception as error:  # http.client has errors of its own for half a response
-        return {"ok": False, "detail": f"{type(error).__name__}: {error}"}
+        said.update(ok=False, detail=f"{type(error).__name__}: {error}")
+    return said
 
 
 def _inspect(names: List[str]) -> Dict[str, Dict[str, Any]]:
@@ -143,18 +163,21 @@ def _inspect(names: List[str]) -> Dict[str, Dict[str, Any]]:
             "exit_code": state.get("ExitCode"),
             "restarts": entry.get("RestartCount", 0) if entry else 0,
             "oom": bool(state.get("OOMKilled")),
+            "ended": _moment(state.get("FinishedAt")),
+            "pid": state.get("Pid"),
             "started": state.get("StartedAt"),
             "created": entry.get("Created") if entry else None,
         }
     return states
 
 
-_SHOWN = "Id,LoadState,ActiveState,SubState,Result,ExecMainCode,ExecMainStatus,InvocationID,NRestarts"
+_SHOWN = "Id,LoadState,ActiveState,SubState,Result,ExecMainCode,ExecMainStatus,InvocationID,NRestarts,MainPID"
+_MOMENTS = "ExecMainStartTimestampMonotonic,ExecMainExitTimestampMonotonic"
 
 
 def _inspect_units(names: List[str]) -> Dict[str, Dict[str, Any]]:
     """State of each unit by name, in the words of docker. `ascent.units` has the same for modules."""
-    command = ["systemctl", "show", "--property", _SHOWN + ",ExecMainStartTimestampMonotonic", *names]
+    command = ["systemctl", "show", "--property", _SHOWN + "," + _MOMENTS, *names]
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode:
         raise OSError(done.stderr.decode("utf-8", "replace").strip() or "systemctl show failed")
@@ -174,25 +197,96 @@ def _inspect_units(names: List[str]) -> Dict[str, Dict[str, Any]]:
         code = int(status) if status.isdigit() else None
         if code is not None and show.get("ExecMainCode") in ("2", "3"):
             code += 128
-        began = show.get("ExecMainStartTimestampMonotonic", "")
-        age = time.clock_gettime(time.CLOCK_MONOTONIC) - int(began) / 1e6 if began.isdigit() and int(began) else 0.0
+        began, ended = (_ago(show.get(name, "")) for name in _MOMENTS.split(","))
         states[show["Id"]] = {
             "state": state,
             "id": show.get("InvocationID"),
             "exit_code": None if state == "running" else code,
             "restarts": int(show.get("NRestarts") or 0),
             "oom": show.get("Result") == "oom-kill",
-            "age": age,
+            "ended": None if ended is None else time.time() - ended,
+            "pid": int(show.get("MainPID") or 0),
+            "age": began or 0.0,
         }
     return {name: states.get(name) or {"state": "missing", "restarts": 0, "age": 0.0} for name in names}
 
 
+def _ago(moment: str) -> Optional[float]:
+    """Seconds since a moment of systemd's, in microseconds since boot; None when it has not come."""
+    return time.clock_gettime(time.CLOCK_MONOTONIC) - int(moment) / 1e6 if moment.isdigit() and int(moment) else None
+
+
+def _moment(stamp: Optional[str]) -> Optional[float]:
+    """A stamp of docker in seconds since 1970; None for one that can't be read, or is its zero, of the year 1."""
+    match = _STAMP.match(stamp or "")
+    if match is None:
+        return None
+    moment = calendar.timegm(time.strptime(match.group(1), "%Y-%m-%dT%H:%M:%S")) + float("0" + (match.group(2) or ""))
+    if match.group(3) != "Z":
+        # The daemon tells its own time in its own zone.
+        hours, _, minutes = match.group(3)[1:].partition(":")
+        moment -= (int(hours) * 3600 + int(minutes) * 60) * (-1 if match.group(3)[0] == "-" else 1)
+    return moment if moment > 0 else None
+
+
 def _age(stamp: Optional[str]) -> float:
     """Seconds since a stamp of docker; 0 for one that can't be read."""
+    moment = _moment(stamp)
+    return 0.0 if moment is None else time.time() - moment
+
+
+def _clock(with_docker: bool) -> Dict[str, Optional[float]]:
+    """The node's time by both clocks that stamp lines: its own, and that of the container engine."""
+    told = None
+    if with_docker:
+        done = subprocess.run(["docker", "info", "--format", "{{.SystemTime}}"], capture_output=True, check=False)
+        told = done.stdout.decode("utf-8", "replace").strip()
+    return {"system": time.time(), "docker": _moment(told)}
+
+
+def _doing(roots: Dict[str, int]) -> Dict[str, List[Dict[str, Any]]]:
+    """What the processes below each root process are doing, by the root's name."""
+    parents: Dict[int, int] = {}
+    stats: Dict[int, List[str]] = {}
+    for entry in os.listdir(_PROC):
+        if entry.isdigit():
+            # The second field is a name in brackets, which may hold brackets and blanks.
+            fields = _read(f"{_PROC}/{entry}/stat").rpartition(")")[2].split()
+            if len(fields) > 12:
+                stats[int(entry)] = fields
+                parents[int(entry)] = int(fields[1])
+    found: Dict[str, List[Dict[str, Any]]] = {name: [] for name in roots}
+    owner = {pid: name for name, pid in roots.items() if pid}
+    tick = os.sysconf("SC_CLK_TCK")
+    for pid in sorted(stats):
+        above: Optional[int] = pid
+        while above and above not in owner:
+            above = parents.get(above)
+        if not above:
+            continue
+        io = dict(line.partition(": ")[::2] for line in _read(f"{_PROC}/{pid}/io").splitlines())
+        # Arguments may hold secrets. Engines name their processes in the first word.
+        title = _read(f"{_PROC}/{pid}/cmdline").partition("\0")[0].strip()
+        found[owner[above]].append(
+            {
+                "pid": pid,
+                "title": title if "::" in title else _read(f"{_PROC}/{pid}/comm").strip(),
+                "state": stats[pid][0],
+                "waits": _read(f"{_PROC}/{pid}/wchan").strip(),
+                "cpu": (int(stats[pid][11]) + int(stats[pid][12])) / tick,
+                "read": int(io.get("read_bytes", 0)),
+            }
+        )
+    return found
+
+
+def _read(path: str) -> str:
+    """A file of a process, empty when it has ended meanwhile."""
     try:
-        return time.time() - calendar.timegm(time.strptime((stamp or "")[:19], "%Y-%m-%dT%H:%M:%S"))
-    except ValueError:
-        return 0.0
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return stream.read()
+    except OSError:
+        return ""
 
 
 def _padded(stamp: str) -> str:
@@ -256,6 +350,10 @@ class _Follower:
             "containers": self.states,
             "lines": {name: lines[-self.request["tail"] :] for name, lines in self.lines.items() if lines},
             "health": {thread.entry["name"]: thread.state for thread in self.health if thread.state is not None},
+            "doing": _doing({name: state.get("pid") or 0 for name, state in self.states.items()})
+            if self.request["doing"]
+            else None,
+            "clock": _clock(bool(self.containers)) if self.request["clock"] else None,
         }
 
     def _look(self) -> Dict[str, Dict[str, Any]]:

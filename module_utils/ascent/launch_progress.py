@@ -6,7 +6,7 @@ name before a line, ``(EngineCore_DP3 pid=311)`` or ``(Worker_TP1 pid=312)``; th
 
 from __future__ import annotations
 
-__all__ = ["PHASES", "Progress", "parse"]
+__all__ = ["PHASES", "Progress", "parse", "source"]
 
 import re
 from typing import Any, Dict, Optional, Tuple
@@ -36,6 +36,16 @@ _DONE = re.compile(r"Graph captur\w+ (?:finished|took)", re.IGNORECASE)
 _PERCENT = re.compile(r"(\d{1,3})\s?%")
 
 
+def source(line: str) -> Optional[str]:
+    """The worker or engine core that said a line, None for the process itself.
+
+    >>> source("(EngineCore_DP3 pid=311) INFO all is well")
+    'EngineCore_DP3'
+    """
+    found = _SOURCE.search(line)
+    return found.group("source") if found else None
+
+
 def parse(line: str) -> Optional[Dict[str, Any]]:
     """What a line says of the start: ``{"source", "phase", "percent", "waiting"}``, or None.
 
@@ -44,9 +54,8 @@ def parse(line: str) -> Optional[Dict[str, Any]]:
     its last state.
     """
     text = line.rstrip().rpartition("\r")[2]
-    source = _SOURCE.search(text)
     found: Dict[str, Any] = {
-        "source": source.group("source") if source else None,
+        "source": source(text),
         "phase": None,
         "percent": None,
         "waiting": None,

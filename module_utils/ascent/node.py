@@ -487,6 +487,7 @@ def _container_engine(node: Node, program: str, cluster: str) -> Dict[str, Any]:
         "version": None,
         "images": [],
         "containers": [],
+        "others": [],
         "error": None,
     }
     code, out, err = node.run(program, "version", "--format", "{{.Server.Version}}")
@@ -503,13 +504,14 @@ def _container_engine(node: Node, program: str, cluster: str) -> Dict[str, Any]:
     result["images"] = sorted(
         {line.strip() for line in out.splitlines() if "@sha256:" in line and "<none>" not in line}
     )
-    code, out, err = node.run(
-        program, "ps", "-a", "--no-trunc", "--filter", f"label=ascent.cluster={cluster}", "--format", "{{json .}}"
-    )
+    code, out, err = node.run(program, "ps", "-a", "--no-trunc", "--format", "{{json .}}")
     if code:
         return {**result, "error": err.strip() or f"{program} ps ended with {code}"}
     try:
-        ids = [json.loads(line)["ID"] for line in out.splitlines() if line.strip()]
+        listed = [json.loads(line) for line in out.splitlines() if line.strip()]
+        ours = [f"ascent.cluster={cluster}" in one["Labels"].split(",") for one in listed]
+        ids = [one["ID"] for one, is_ours in zip(listed, ours) if is_ours]
+        result["others"] = sorted(one["Names"] for one, is_ours in zip(listed, ours) if not is_ours)
         if ids:
             code, out, err = node.run(program, "inspect", *ids)
             # A container that went away since is named on stderr; those that are left are printed all the same.

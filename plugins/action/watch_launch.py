@@ -55,8 +55,9 @@ class ActionModule(ActionBase):
         }
         display = Display()
         verdict = watch.run(state, executes, lambda line: display.display(f"    {line}"))
+        ended = time.time()
         result["findings"] = state.findings()
-        result["metrics"] = {"launch": state.metrics(time.monotonic())}
+        result["metrics"] = {"launch": {**state.metrics(time.monotonic()), "ended": round(ended, 3)}}
         result["logs"] = state.logs()
         if verdict == "failed":
             result.update(failed=options["fails"], ready=False)

@@ -62,5 +62,8 @@ if sys.argv[1] == "inspect":
     inspect([name for name in sys.argv[2:] if name not in ("--type", "container")])
 elif sys.argv[1] == "logs":
     logs(sys.argv[2:])
+elif sys.argv[1] == "info":
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    print((HOME / "clock").read_text() if (HOME / "clock").exists() else now)
 else:
     events()

@@ -14,6 +14,7 @@ from ascent_controller import signatures
 
 CATALOGUE = signatures.load()
 EXAMPLES = yaml.safe_load((Path(__file__).parent / "findings_examples.yml").read_text())
+NEAR_MISSES = yaml.safe_load((Path(__file__).parent / "findings_near_misses.yml").read_text())
 
 
 def ids(findings):
@@ -26,8 +27,13 @@ def test_known_lines(line, wanted):
     assert ids(diagnosis.diagnose(f"INFO loading\n{line}\n", CATALOGUE)) == expected
 
 
-def test_every_entry_has_an_example():
-    assert {entry["id"] for entry in CATALOGUE["findings"]} == set(EXAMPLES) - {"none"}
+@pytest.mark.parametrize(("line", "id"), [(line, key) for key in NEAR_MISSES for line in NEAR_MISSES[key]])
+def test_lines_that_are_close_are_no_finding(line, id):
+    assert id not in ids(diagnosis.diagnose(line, CATALOGUE))
+
+
+def test_every_entry_has_an_example_and_a_near_miss():
+    assert {entry["id"] for entry in CATALOGUE["findings"]} == set(EXAMPLES) - {"none"} == set(NEAR_MISSES)
     assert len(CATALOGUE["findings"]) >= 80
 
 
@@ -70,6 +76,35 @@ def test_first_in_time_over_ranks():
     assert ids(found) == ["E01", "D02", "C01"]
     assert found[0]["host"] == "a3-02"
     assert "also in a" in found[2]["evidence"]
+
+
+def test_clocks_that_differ_are_set_right():
+    logs = {
+        "late": "2026-08-22T10:00:20Z [EI0006] wait socket establish timeout\n",
+        "early": "2026-08-22T10:01:30Z ZMQError: Address already in use\n",
+    }
+    assert ids(diagnosis.diagnose_all(logs, CATALOGUE)) == ["C01", "E01"]
+    found = diagnosis.timed(logs, CATALOGUE, ahead={"early": 90.0})
+    assert [(since, item["id"]) for since, item in found] == [(1787392800.0, "E01"), (1787392820.0, "C01")]
+
+
+def test_an_unknown_failure_still_has_lines_that_tell_of_it():
+    noise = [f"(APIServer pid=1) INFO step {number}" for number in range(50)]
+    lines = [
+        *noise,
+        "(Worker_TP0 pid=7) ERROR 08-22 10:00:00 [gear.py:3] the gear box is empty",
+        "(Worker_TP0 pid=7) Traceback (most recent call last):",
+        '(Worker_TP0 pid=7)   File "/x/gear.py", line 3, in shift',
+        "(Worker_TP0 pid=7) GearError: no gear 5",
+        "(Worker_TP1 pid=8) GearError: no gear 6",
+        "(EngineCore_DP0 pid=6) ERROR EngineCore failed to start.",
+        *noise,
+    ]
+    told = diagnosis.telling("\n".join(lines), CATALOGUE)
+    assert told == [lines[50], lines[53]]
+    assert diagnosis.telling("\n".join(noise), CATALOGUE, most=2) == noise[-2:], "nothing tells: the end does"
+    many = "\n".join(f"OddError: {letter}" for letter in "abcdefghij")
+    assert diagnosis.telling(many, CATALOGUE, most=3) == ["OddError: a", "OddError: b", "OddError: c"]
 
 
 def test_a_waiting_head_is_no_cause_when_something_died():

@@ -72,6 +72,8 @@ class Node:
             "settle": 0.2,
             "fresh": 900,
             "tail": 100,
+            "clock": True,
+            "doing": False,
         }
         done = subprocess.run(
             [sys.executable, "-"],

@@ -99,7 +99,12 @@ def make(root, **answers):
             "ip -o addr": (0, IP, ""),
             "docker version": (0, "26.1.0\n", ""),
             "docker images": (0, f"q.io/e@sha256:{'1' * 64}\n<none>@sha256:{'2' * 64}\nlocal@<none>\n", ""),
-            "docker ps": (0, '{"ID":"abc","Names":"x"}\n', ""),
+            "docker ps": (
+                0,
+                '{"ID":"abc","Names":"x","Labels":"a=b,ascent.cluster=c1,ascent.process=p"}\n'
+                '{"ID":"def","Names":"theirs","Labels":"ascent.cluster=c10"}\n',
+                "",
+            ),
             "docker inspect": (0, json.dumps(INSPECT), ""),
         }
     )
@@ -132,6 +137,7 @@ def test_everything_of_a_node(root):
     assert facts["npu"]["error"] is None
     assert (facts["npu"]["packages"]["unfinished"], facts["npu"]["cann"], facts["gpu"]) == (None, None, None)
     assert facts["container_engine"]["images"] == [f"q.io/e@sha256:{'1' * 64}"]
+    assert facts["container_engine"]["others"] == ["theirs"]
     container = facts["container_engine"]["containers"][0]
     assert (container["name"], container["state"], container["exit_code"]) == ("ascent-decode-0", "exited", 137)
     assert (container["labels"], container["restarts"]) == ({"ascent.process": "decode-0"}, 4)

@@ -85,6 +85,15 @@ def test_what_huge_pages_and_cgroups_keep_back_is_no_memory_for_engines(plan, no
     assert "limited to 4096 MB" in first["evidence"]
 
 
+def test_a_container_of_somebody_else_under_a_name_of_the_plan_is_named(plan, nodes):
+    process = next(one for one in plan["processes"] if one["host"] == "n001")
+    nodes["n001"]["container_engine"]["others"] = ["registry", process["container"]["name"]]
+    nodes["n002"]["container_engine"]["others"] = ["registry", process["container"]["name"]]
+    told, first = found(plan, nodes)
+    assert told == [("D32", "error", "n001")]
+    assert process["container"]["name"] in first["summary"]
+
+
 def test_space_is_what_images_and_weights_really_need(plan, nodes):
     one = nodes["n001"]
     one["weights"].update(complete=False, missing=["model-2.safetensors"], bytes=300 * 2**30)

@@ -107,13 +107,13 @@ class Node:
             "http_proxy": "http://127.0.0.1:9",
         }
 
-    def container(self, name, state="running", code=0, restarts=0, started=0.0, oom=False):
+    def container(self, name, state="running", code=0, restarts=0, started=0.0, oom=False, pid=0):
         value = {
             "Name": f"/{name}",
             "Id": name * 2,
             "RestartCount": restarts,
             "Created": stamp(started - 1),
-            "State": {"Status": state, "ExitCode": code, "OOMKilled": oom, "StartedAt": stamp(started)},
+            "State": {"Status": state, "ExitCode": code, "OOMKilled": oom, "StartedAt": stamp(started), "Pid": pid},
         }
         temporary = self.home / f"{name}.tmp"
         temporary.write_text(json.dumps(value))
@@ -135,16 +135,20 @@ class Node:
         )
         return done.returncode, done.stdout, done.stderr
 
-    def ask(self, *names, health=(), wait=5.0, settle=0.3, since=None, known=False):
+    def ask(self, *names, health=(), wait=5.0, settle=0.3, since=None, known=False, **wanted):
         request = {
             "containers": [{"name": name, "since": since} for name in names],
             "units": [],
-            "health": [{"name": name, "url": url, "known": known} for name, url in health],
+            "health": [
+                {"name": name, "url": url, "known": known, "models": wanted.get("models")} for name, url in health
+            ],
             "fatal": ["libatb", "EngineCore failed"],
             "wait": wait,
             "settle": settle,
             "fresh": 900,
             "tail": 100,
+            "clock": wanted.get("clock", False),
+            "doing": wanted.get("doing", False),
         }
         code, out, err = self.execute(watch.program(request))
         assert code == 0, err.decode()
@@ -166,12 +170,14 @@ def health():
             server.asked.set()
             self.send_response(200 if server.ready.is_set() else 503)
             self.end_headers()
+            self.wfile.write(server.bodies.get(self.path, b""))
 
         def log_message(self, *args):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.ready, server.asked = threading.Event(), threading.Event()
+    server.bodies = {}
     server.url = f"http://127.0.0.1:{server.server_port}/health"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
@@ -244,7 +250,7 @@ def test_health_changes_are_told_past_any_proxy(node, health):
     threading.Timer(0.8, health.ready.set).start()
     answer = node.ask("a", health=[("p", health.url)], wait=20)
     assert answer["reason"] == "health"
-    assert answer["health"]["p"] == {"ok": True, "detail": "HTTP 200"}
+    assert answer["health"]["p"] == {"ok": True, "detail": "HTTP 200", "says": None, "models": None}
 
 
 def test_a_service_that_is_up_needs_no_log(node, health):
@@ -252,6 +258,43 @@ def test_a_service_that_is_up_needs_no_log(node, health):
     health.ready.set()
     assert node.ask("a", health=[("p", health.url)])["reason"] == "health"
     assert "logs" not in (node.home / "calls").read_text()
+
+
+def test_what_an_address_says_comes_with_its_health(node, health):
+    node.container("a")
+    health.ready.set()
+    health.bodies = {
+        "/health": b'{"status": "ok", "decode_instances": 2}',
+        "/v1/models": b'{"object": "list", "data": [{"id": "tiny"}, {"id": "adapter"}]}',
+    }
+    told = node.ask("a", health=[("p", health.url)], models=health.url.replace("/health", "/v1/models"))["health"]["p"]
+    assert told["says"] == {"status": "ok", "decode_instances": 2}
+    assert told["models"] == ["tiny", "adapter"]
+    health.bodies = {"/health": b"fine", "/v1/models": b'["tiny"]'}
+    told = node.ask("a", health=[("p", health.url)], models=health.url.replace("/health", "/v1/models"))["health"]["p"]
+    assert told == {"ok": True, "detail": "HTTP 200", "says": None, "models": None}
+
+
+def test_the_clocks_that_stamp_lines_are_told_in_one_measure(node):
+    node.container("a")
+    before = time.time()
+    (node.home / "clock").write_text("2026-08-22T18:00:00.250000000+08:00\n")
+    told = node.ask("a", wait=0.1, clock=True)["clock"]
+    assert told["docker"] == 1787392800.25
+    assert before < told["system"] < time.time()
+    assert node.ask("a", wait=0.1)["clock"] is None
+
+
+def test_what_processes_are_doing_is_told_without_their_arguments(node):
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "--api-key=secret"]) as child:
+        node.container("a", pid=child.pid)
+        (told,) = node.ask("a", wait=0.1, doing=True)["doing"]["a"]
+        child.kill()
+    assert told["pid"] == child.pid
+    assert "secret" not in json.dumps(told)
+    assert told["state"] in "SRD"
+    assert told["cpu"] >= 0
+    assert told["read"] >= 0
 
 
 def test_docker_that_fails_is_an_error_and_nothing_is_left_behind(node, tmp_path):
@@ -325,7 +368,7 @@ def test_ready_when_all_heads_answer_and_headless_runs():
     state.absorb("n2", answer("n2", ok=True), 120.0)
     assert state.verdict(120) == "ready"
     assert state.findings() == []
-    assert state.progress(120).endswith("prefill-0-head ready   decode-0-head ready   decode-0-headless-1 joined")
+    assert state.progress(120).endswith("prefill-0: head ready   decode-0: head ready, headless-1 joined")
     metrics = state.metrics(120)
     assert metrics["ready_seconds"] == 20
     assert metrics["processes"]["prefill-0-head"]["ready_seconds"] == 10
@@ -367,21 +410,35 @@ def test_services_without_a_health_address_and_nodes_of_ray_are_ready_when_they_
     look("n1", 110.0, ok=["router", "serve-0-head"])
     assert state.verdict(110.0) == "ready"
     line = state.progress(110.0)
-    assert "etcd ready" in line
-    assert "serve-0-ray-head joined" in line
-    assert "serve-0-ray-worker-1 joined" in line
+    assert "etcd: ready" in line
+    assert "serve-0: ray-head joined, ray-worker-1 joined, head ready" in line
     look("n1", 111.0, ok=["router", "serve-0-head"], state_of="exited")
     assert state.verdict(114.0) == "failed"
 
 
 def test_progress_names_only_what_moved():
     state = started()
-    assert "decode-0-head started" in state.progress(101)
+    assert "decode-0: head started" in state.progress(101)
     assert state.progress(102) is None
     state.absorb(
         "n2", answer("n2", lines=["2026-01-01T00:00:01Z Loading safetensors checkpoint shards: 50% Completed"]), 103.0
     )
-    assert state.progress(103).split("  ")[-1].strip() == "decode-0-head weights 50 %"
+    assert " ".join(state.progress(103).split()) == "3.0 s of 30:00 min decode-0: head weights 50 %"
+
+
+def test_progress_tells_what_endpoints_say():
+    state = started()
+    state.progress(101)
+    router = {"ok": True, "detail": "HTTP 200", "says": {"status": "ok", "prefill_instances": 1, "decode_instances": 2}}
+    state.absorb("n1", {**answer("n1"), "health": {"prefill-0-head": router}}, 102.0)
+    served = {"ok": True, "detail": "HTTP 200", "says": None, "models": ["qwen3"]}
+    state.absorb("n2", {**answer("n2"), "health": {"decode-0-head": served}}, 102.0)
+    line = state.progress(102)
+    assert "prefill-0: head ready, sees 1 prefill and 2 decode" in line
+    assert "decode-0: head ready, serves qwen3" in line
+    asked = {one["name"]: one["models"] for host in state.hosts for one in state.request(host, 103.0)["health"]}
+    # Only an engine's own health address has a list of models beside it.
+    assert set(asked.values()) == {None}
 
 
 def test_the_first_exit_ends_it_after_a_moment_for_the_others():
@@ -427,12 +484,77 @@ def test_a_kill_from_outside_is_not_called_lack_of_memory():
     assert "Exit code 137 can mean" in found[0]["cause"]
 
 
+def ends(state, host, lines, now, ended=None, wall=None, clock=None):
+    """A host's answer whose containers ended, with the time of its clocks."""
+    told = answer(host, state="exited", code=1, lines=lines)
+    for container in told["containers"].values():
+        container["ended"] = ended
+    state.absorb(host, {**told, "clock": clock}, now, wall)
+
+
+def test_the_first_cause_is_found_though_clocks_differ():
+    # n3 failed 20 s before n2, and its container engine's clock is 90 s ahead. 1767225600 is 2026-01-01T00:00:00Z.
+    lines = {
+        "n2": ["2026-01-01T00:00:30Z [EI0006] wait socket establish timeout"],
+        "n3": ["2026-01-01T00:01:40Z zmq.error.ZMQError: Address already in use"],
+    }
+    for clocks, first in (({"n3": 90.0}, "E01"), ({}, "C01")):
+        state = started()
+        for host in ("n2", "n3"):
+            told = 1767225640.0 + clocks.get(host, 0.0)
+            ends(state, host, lines[host], 110.0, wall=1767225640.0, clock={"system": 1767225640.0, "docker": told})
+        found = state.findings()
+        assert found[0]["id"] == first
+        assert [(item["host"], item["severity"]) for item in found if item["id"] == "D24"] == (
+            [("n3", "warning")] if clocks else []
+        )
+
+
+def test_a_silent_end_before_the_first_telling_line_comes_first():
+    state = started()
+    echo = ["2026-01-01T00:00:09Z [EI0006] wait socket establish timeout"]
+    ends(state, "n2", echo, 110.0, ended=1767225609.5)
+    ends(state, "n3", [], 110.2, ended=1767225605.0)
+    assert [(item["id"], item["host"]) for item in state.findings()] == [("process-exited", "n3"), ("C01", "n2")]
+
+
+def test_who_lost_its_group_says_so():
+    state = started()
+    ends(state, "n3", ["2026-01-01T00:00:05Z libatb.so: cannot open shared object file"], 110.0, ended=1767225605.0)
+    lost = "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue."
+    ends(state, "n2", [f"2026-01-01T00:00:06Z {lost}"], 110.2, ended=1767225606.0)
+    found = state.findings()
+    assert [(item["id"], item["host"]) for item in found] == [("B02", "n3"), ("process-exited", "n2")]
+    assert "first finding" in found[1]["cause"]
+
+
 def test_what_was_overcome_on_the_way_is_no_finding():
     state = started()
     lines = ["2026-01-01T00:00:01Z Waiting for 8 local, 8 remote core engine proc(s)", "2026-01-01T00:00:02Z go on"]
     state.absorb("n2", answer("n2", lines=lines), 102.0)
     state.absorb("n1", answer("n1", state="exited", code=1), 110.0)
-    assert [item["id"] for item in state.findings()] == ["process-exited"]
+    (found,) = state.findings()
+    assert found["id"] == "process-exited"
+    assert found["cause"] == "Not known: it wrote nothing into its log."
+
+
+def test_a_failure_nobody_knows_says_so_and_shows_the_lines_that_tell_most():
+    state = started()
+    lines = [
+        "2026-01-01T00:00:01Z (Worker_TP0 pid=9) INFO 01-01 00:00:01 loading",
+        "2026-01-01T00:00:02Z (Worker_TP0 pid=9) Traceback (most recent call last):",
+        "2026-01-01T00:00:02Z (Worker_TP0 pid=9) GearError: the gear box has no gear 5",
+        "2026-01-01T00:00:03Z (Worker_TP1 pid=10) GearError: the gear box has no gear 6",
+        "2026-01-01T00:00:03Z (EngineCore_DP0 pid=8) ERROR EngineCore failed to start.",
+        *(f"2026-01-01T00:00:04Z (APIServer pid=1) INFO step {number} of shutting down" for number in range(20)),
+    ]
+    state.absorb("n1", answer("n1", state="exited", code=1, lines=lines), 110.0)
+    (found,) = state.findings()
+    assert (found["id"], found["host"]) == ("process-exited", "n1")
+    assert "no gear 5" in found["evidence"]
+    assert "no gear 6" not in found["evidence"], "the same in another number"
+    assert "shutting down" not in found["evidence"]
+    assert found["cause"].startswith("Not known: no entry of the catalogue")
 
 
 def test_a_restart_by_policy_is_a_failure():
@@ -481,6 +603,42 @@ def test_a_stall_names_the_silent_one():
     assert state.verdict(130) is None
     assert state.verdict(140) == "failed"
     assert [(item["id"], item["host"]) for item in state.findings()][:1] == [("D06", "n1")]
+
+
+def test_a_stall_tells_what_every_rank_was_doing():
+    state = started(stall=90)
+    lines = [
+        "2026-01-01T00:00:01Z (EngineCore_DP0 pid=5) INFO 01-01 00:00:01 HCCL waits for rank 8",
+        "2026-01-01T00:00:01Z (EngineCore_DP1 pid=6) INFO 01-01 00:00:01 HCCL waits for rank 9",
+        "2026-01-01T00:00:01Z (Worker_TP0 pid=7) Loading safetensors checkpoint shards: 25% Completed",
+    ]
+    state.absorb("n2", answer("n2", lines=lines), 110.0)
+    assert not state.request("n2", 120.0)["doing"]
+    assert state.request("n2", 141.0)["doing"]
+
+    def doing(cpu, read):
+        common = {"state": "R", "waits": "0", "read": 0}
+        rank = {"pid": 7, "title": "VLLM::Worker_TP0", "cpu": 5.0, "read": read, "state": "S", "waits": "futex_wait"}
+        return {"ascent-decode-0-head": [{"pid": 5, "title": "VLLM::EngineCore_DP0", "cpu": cpu, **common}, rank]}
+
+    state.absorb("n2", {**answer("n2"), "doing": doing(10.0, 0)}, 141.0)
+    state.absorb("n2", {**answer("n2"), "doing": doing(20.0, 4096)}, 151.0)
+    assert state.verdict(199) is None
+    assert state.verdict(200) == "failed"
+    told = state.findings()[0]["evidence"]
+    assert "EngineCore_DP0, EngineCore_DP1: last line: (EngineCore_DP1 pid=6)" in told
+    assert "Worker_TP0: last line: (Worker_TP0 pid=7) Loading safetensors checkpoint shards: 25%" in told
+    assert "VLLM::EngineCore_DP0 (pid 5): running, 100 % of a processor" in told
+    assert "VLLM::Worker_TP0 (pid 7): sleeping, 0 % of a processor, waits in futex_wait" in told
+
+
+def test_bytes_read_from_storage_are_progress_without_a_line():
+    state = started(stall=30)
+    for now, read in ((110.0, 0), (120.0, 5 * 2**20), (130.0, 9 * 2**20)):
+        one = {"pid": 7, "title": "python3", "cpu": 0.0, "read": read, "state": "D", "waits": ""}
+        state.absorb("n2", {**answer("n2"), "doing": {"ascent-decode-0-head": [one]}}, now)
+    assert state.verdict(159) is None
+    assert state.verdict(160) == "failed"
 
 
 def test_a_lost_host_is_forgiven_a_few_times():
@@ -542,8 +700,8 @@ def test_watching_a_launch_that_succeeds(tmp_path, health):
     threading.Thread(target=come_up, daemon=True).start()
     outcome = play(tmp_path, playbook, environment=node.environment)
     assert outcome.rc == 0, outcome.output
-    assert "decode-0-head weights 50 %" in outcome.output
-    assert "decode-0-headless-1 joined" in outcome.output
+    assert "decode-0: head weights 50 %" in outcome.output
+    assert "headless-1 joined" in outcome.output
     launch = json.loads((outcome.latest / "launch.json").read_text())
     assert launch["metrics"]["launch"]["ready_seconds"] > 0
     assert "shards" in (outcome.latest / "logs" / "decode-0-head.log").read_text()

@@ -47,6 +47,7 @@ def check(context: Context, host: str, node: Facts) -> Findings:
         *_disk(context, host, node),
         *_limits(context, host, node),
         *_engine(context, host, node),
+        *_names(context, host, node),
         *_service_user(context, host, node),
     ]
 
@@ -371,6 +372,24 @@ def _engine(context: Context, host: str, node: Facts) -> Findings:
             "It was never installed or its service has failed.",
             "Run the provision stage, or: systemctl status docker",
             "container_engine",
+        )
+    ]
+
+
+def _names(context: Context, host: str, node: Facts) -> Findings:
+    """Containers of somebody else that have a name of the plan: the launch would take their place."""
+    planned = {container(one).get("name") for one in context.plan["processes"] if one["host"] == host}
+    taken = sorted(str(one) for one in planned & set((node.get("container_engine") or {}).get("others", ())))
+    if not taken:
+        return []
+    return [
+        error(
+            "D32",
+            host,
+            f"{host} has containers that are not of this cluster under names of the plan: {listed(taken)}",
+            f"without the label ascent.cluster={context.plan['cluster']}",
+            "They were made by hand, or the inventory calls this cluster as an earlier one was called.",
+            f"Look at them (docker inspect {taken[0]}), then docker rename or docker rm them.",
         )
     ]
 

@@ -7,8 +7,10 @@ Success: every process with a health address answers; the containers of an insta
 workers, nodes of a Ray cluster) run while its head answers, which a head does only after all of them have joined; and
 what has neither a health address nor an instance, such as a service that the recipe describes, runs. Failure: a
 container that is missing, ended or was restarted by its policy; a fatal log line; a host that can't be followed; no
-progress for ``stall`` seconds; or ``timeout`` seconds. After the first bad sign the other nodes get a moment to hand in
-their lines, too.
+progress for ``stall`` seconds; or ``timeout`` seconds. Progress is a log line that says something new, or bytes that a
+process reads from storage. After the first bad sign the other nodes get a moment to hand in their lines, too.
+
+Times of different nodes are compared after each node's clock has been compared with the controller's.
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urljoin
 
 from ascent import diagnosis, follower, generations
 from ascent.errors import AscentError
 from ascent.findings import finding
-from ascent.launch_progress import Progress
+from ascent.launch_progress import Progress, source
 from ascent_controller import console
 
 #: Runs a Python program on one host: its source by stdin; (return code, stdout, stderr).
@@ -44,6 +47,17 @@ _TAIL = 2000  # lines of one container in one answer
 _KEPT_LINES = 4000
 _SHOWN_LINES = 6
 _END_LINES = 40
+# After so long without news it is asked what the processes are doing; before that nobody wants to know.
+_QUIET = 30.0
+# Bytes read from storage that count as progress; less is what any process reads now and then.
+_READ = 2**20
+# Ends of processes this close together may have any order.
+_TOGETHER = 0.5
+# Clocks that differ by more than this many seconds are worth a word.
+_SKEW = 1.0
+_SHOWN_PROCESSES = 24
+_STATES = {"R": "running", "S": "sleeping", "D": "waiting for storage or a device", "T": "stopped", "Z": "ended"}
+_UNKNOWN = "Not known: no entry of the catalogue (docs/reference/findings.md) fits its log. The lines above say most."
 # A follower lingers half a second after a bad sign, and a connection takes its time.
 _GRACE = 2.0
 # Reaching a host again after this many failures in a row is hopeless.
@@ -66,10 +80,17 @@ class _Process:
     instance: str | None
     kind: str
     url: str | None
+    models: str | None
     progress: Progress
     state: str | None = None
     healthy: bool = False
     detail: str = ""
+    says: dict[str, Any] | None = None
+    served: list[str] | None = None
+    ended: float | None = None
+    said: dict[str, str] = field(default_factory=dict)
+    doing: list[dict[str, Any]] = field(default_factory=list)
+    doing_at: float | None = None
     since: str | None = None
     restarts: int | None = None
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=_KEPT_LINES))
@@ -109,6 +130,10 @@ class Watch:
                 instance=item["instance"],
                 kind=item["kind"],
                 url=item["health"],
+                # An engine that serves an API lists its models beside its health.
+                models=urljoin(item["health"], "/v1/models")
+                if item["health"] and item["kind"] in ("head", "rank") and item["health"].endswith("/health")
+                else None,
                 progress=Progress((item.get("parallel") or {}).get("data") or 0),
                 moved_at=now,
             )
@@ -117,6 +142,8 @@ class Watch:
         self.hosts = sorted({process.host for process in self.processes.values()})
         self.failed_at: float | None = None
         self._troubles: dict[tuple[str, str | None], dict[str, Any]] = {}
+        # Seconds by which each host's clocks, its own and its container engine's, are ahead of the controller's.
+        self._ahead: dict[str, dict[str, float]] = {}
         self._lost: dict[str, int] = {}
         # Restarted before the first look: history of a service that answers, and a failure of one that does not.
         self._suspects: dict[str, float] = {}
@@ -124,37 +151,47 @@ class Watch:
 
     # What to ask and what came back
 
-    def request(self, host: str) -> dict[str, Any]:
+    def request(self, host: str, now: float) -> dict[str, Any]:
         """What to ask a host next."""
         mine = [process for process in self.processes.values() if process.host == host]
+        quiet = min(_QUIET, self.stall / 3)
         return {
             "containers": [{"name": one.runs_as, "since": one.since} for one in mine if not one.is_unit],
             "units": [{"name": one.runs_as, "since": one.since} for one in mine if one.is_unit],
             "health": [
-                {"name": process.name, "url": process.url, "known": process.healthy} for process in mine if process.url
+                {"name": process.name, "url": process.url, "known": process.healthy, "models": process.models}
+                for process in mine
+                if process.url
             ],
             "fatal": self.patterns,
             # A first look at a host without an address to ask only tells whether its containers run.
-            "wait": _WAIT if any(process.state or process.url for process in mine) else 0.0,
+            "wait": min(_WAIT, quiet) if any(process.state or process.url for process in mine) else 0.0,
+            "clock": host not in self._ahead,
+            "doing": any(not self._is_ready(process) and now >= process.moved_at + quiet for process in mine),
             "settle": _SETTLE,
             "fresh": _FRESH,
             "tail": _TAIL,
         }
 
-    def absorb(self, host: str, answer: Mapping[str, Any], now: float) -> None:
-        """Take in a host's answer."""
+    def absorb(self, host: str, answer: Mapping[str, Any], now: float, wall: float | None = None) -> None:
+        """Take in a host's answer; ``wall`` is the controller's time in seconds since 1970, when it came."""
         if answer["error"]:
             self.lost(host, str(answer["error"]), now)
             return
         self._lost.pop(host, None)
+        if answer.get("clock") and wall is not None:
+            self._ahead[host] = {name: told - wall for name, told in answer["clock"].items() if told is not None}
         for process in self.processes.values():
             if process.host != host:
                 continue
             health = answer["health"].get(process.name)
             if health is not None:
                 process.healthy, process.detail = health["ok"], health["detail"]
+                process.says, process.served = health.get("says"), health.get("models")
             for line in answer["lines"].get(process.runs_as, []):
                 self._line(process, line, now)
+            if answer.get("doing"):
+                self._counters(process, answer["doing"].get(process.runs_as) or [], now)
             self._container(process, answer["containers"].get(process.runs_as) or {"state": "missing"}, now)
         for process in self.processes.values():
             if self._is_ready(process) and process.ready_at is None:
@@ -178,9 +215,22 @@ class Watch:
                 ),
             )
 
+    def _counters(self, process: _Process, doing: list[dict[str, Any]], now: float) -> None:
+        """Bytes read since the last look are progress; time of processors is not, since ranks that wait are busy."""
+        before = {one["pid"]: one for one in process.doing}
+        for one in doing:
+            old = before.get(one["pid"])
+            if old is None or process.doing_at is None:
+                continue
+            one["busy"] = (one["cpu"] - old["cpu"]) / max(now - process.doing_at, 0.1)
+            if one["read"] - old["read"] >= _READ:
+                process.moved_at = now
+        process.doing, process.doing_at = doing, now
+
     def _line(self, process: _Process, line: str, now: float) -> None:
         process.since = line.partition(" ")[0]
         process.lines.append(line)
+        process.said[source(line) or process.name] = line
         if process.progress.feed(line) or not diagnosis.progress_free(line, self.catalogue):
             process.moved_at = now
         process.phases.setdefault(process.progress.phase, round(now - self.started, 1))
@@ -189,6 +239,7 @@ class Watch:
 
     def _container(self, process: _Process, state: Mapping[str, Any], now: float) -> None:
         process.state = state["state"]
+        process.ended = state.get("ended") if process.state != "running" else None
         restarts = state.get("restarts") or 0
         again = process.restarts is not None and restarts > process.restarts
         if process.restarts is None and restarts:
@@ -197,9 +248,9 @@ class Watch:
         where = f"{process.name} on {process.host}"
         fix = f"Read {process.log} on {process.host}, then run --tags launch again."
         if process.state == "missing":
-            self._trouble(
-                now, process, "process-missing", f"{where} has no {'unit' if process.is_unit else 'container'}", "", fix
-            )
+            what = "unit" if process.is_unit else "container"
+            gone = "It could not be made, or somebody removed it."
+            self._trouble(now, process, "process-missing", f"{where} has no {what}", "", fix, gone)
         elif process.state != "running":
             code = state.get("exit_code")
             word = f"ended with exit code {code}" if process.state in ("exited", "dead") else f"is {process.state}"
@@ -207,7 +258,7 @@ class Watch:
                 self._out_of_memory(now, process, word)
             hint = diagnosis.by_exit_code(code, self.catalogue) if code else None
             cause = f"Exit code {code} can mean: {hint['summary']}. {hint['cause']}" if hint else ""
-            self._trouble(now, process, "process-exited", f"{where} {word}", self._tail(process), fix, cause)
+            self._trouble(now, process, "process-exited", f"{where} {word}", "", fix, cause)
         elif again:
             self._restarted(now, process)
 
@@ -218,7 +269,7 @@ class Watch:
             process,
             "process-restarted",
             f"{process.name} on {process.host} ended and was restarted (restart count {process.restarts})",
-            self._tail(process),
+            "",
             f"The first start in its log is the one to read: {process.log} on {process.host}.",
         )
 
@@ -272,43 +323,126 @@ class Watch:
         return "failed" if self.failed_at is not None else None
 
     def progress(self, now: float) -> str | None:
-        """One line about the processes that moved since the last call, None when none did."""
-        pieces = []
+        """One line about the processes that moved since the last call, by instance; None when none did."""
+        pieces: dict[str, list[str]] = {}
         for process in self.processes.values():
             text = self._describe(process)
             if text != process.shown:
                 process.shown = text
-                pieces.append(f"{process.name} {text}")
-        return f"{console.seconds(now - self.started):>9}  {'   '.join(pieces)}" if pieces else None
+                group = process.instance or process.name
+                name = process.name.removeprefix(f"{process.instance}-") if process.instance else ""
+                pieces.setdefault(group, []).append(f"{name} {text}".strip())
+        if not pieces:
+            return None
+        told = "   ".join(f"{group}: {', '.join(parts)}" for group, parts in pieces.items())
+        return f"{console.seconds(now - self.started):>9} of {console.seconds(self.timeout)}  {told}"
 
     def _describe(self, process: _Process) -> str:
         if process.state is None:
             return ""
         if process.state != "running":
             return process.state
-        if self._is_ready(process):
-            return "joined" if process.kind in _JOINING and not process.url else "ready"
-        return process.progress.text()
+        if not self._is_ready(process):
+            # A router runs long before the engines do.
+            return process.progress.text()
+        if process.kind in _JOINING and not process.url:
+            return "joined"
+        seen = [
+            f"{count} {name.removesuffix('_instances')}"
+            for name, count in (process.says or {}).items()
+            if name.endswith("_instances") and isinstance(count, int)
+        ]
+        return (
+            "ready"
+            + (f", serves {', '.join(process.served)}" if process.served else "")
+            + (f", sees {' and '.join(seen)}" if seen else "")
+        )
 
     def findings(self) -> list[dict[str, Any]]:
         """What is wrong, the cause first; after a success what is worth knowing."""
         logs = {process.name: "\n".join(process.lines) for process in self.processes.values()}
         hosts = {process.name: process.host for process in self.processes.values()}
-        told = diagnosis.diagnose_all(logs, self.catalogue, hosts=hosts)
-        fatal = {
-            entry["id"] for entry in self.catalogue["findings"] if entry.get("fatal", entry["severity"] == "error")
-        }
+        ahead = {process.name: self._clock(process) for process in self.processes.values()}
+        told = diagnosis.timed(logs, self.catalogue, hosts=hosts, ahead=ahead)
+        rest = [{**item, "stage": "launch"} for _, item in told if item["severity"] != "error"]
         if self.failed_at is None:
-            return [{**item, "stage": "launch"} for item in told if item["severity"] != "error"]
-        causes = [self._with_tail(item) for item in told if item["id"] in fatal]
-        explained = {item["evidence"].partition(",")[0] for item in causes}
+            return rest
+        fatal = {entry["id"] for entry in self.catalogue["findings"] if diagnosis.is_fatal(entry)}
+        causes = [(since, self._with_tail(item)) for since, item in told if item["id"] in fatal]
+        explained = {item["evidence"].partition(",")[0] for _, item in causes}
         # What a diagnosed process did next is no finding of its own.
-        troubles = [trouble for (_, name), trouble in self._troubles.items() if name not in explained]
-        found = causes + self._limits() + troubles
-        if not found:
-            found = self._unexplained()
-        rest = [{**item, "stage": "launch"} for item in told if item["severity"] != "error"]
-        return found + rest
+        troubles = [
+            (self._ended(name), self._told(name, trouble))
+            for (_, name), trouble in self._troubles.items()
+            if name not in explained
+        ]
+        first = min((since for since, _ in causes if since is not None), default=None)
+        # What ended before the first line that explains anything is no echo of it.
+        earlier = [one for one in troubles if first is not None and one[0] is not None and one[0] < first - _TOGETHER]
+        later = [one for one in troubles if one not in earlier]
+        in_time = [item for _, item in sorted(earlier, key=_since)], [item for _, item in sorted(later, key=_since)]
+        found = in_time[0] + [item for _, item in causes] + self._limits() + in_time[1]
+        return self._after(found or self._unexplained()) + self._skews() + rest
+
+    def _clock(self, process: _Process) -> float:
+        """Seconds by which the clock that stamps a process's lines is ahead of the controller's."""
+        known = self._ahead.get(process.host, {})
+        return known.get("system" if process.is_unit else "docker", 0.0)
+
+    def _ended(self, name: str | None) -> float | None:
+        """When a process ended, by the controller's clock."""
+        process = self.processes.get(name or "")
+        return None if process is None or process.ended is None else process.ended - self._clock(process)
+
+    def _told(self, name: str | None, trouble: dict[str, Any]) -> dict[str, Any]:
+        """A trouble that no entry explains, with the lines of its process that say most."""
+        process = self.processes.get(name or "")
+        if process is None or trouble["evidence"]:
+            return trouble
+        lines = self._telling(process)
+        unknown = _UNKNOWN if lines else "Not known: it wrote nothing into its log."
+        return {**trouble, "evidence": lines, "cause": trouble["cause"] or unknown}
+
+    def _after(self, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The findings, where those of processes that only lost their group say so."""
+        lost = {
+            process.name
+            for process in self.processes.values()
+            if any(item["id"] == "D07" for item in diagnosis.diagnose("\n".join(process.lines), self.catalogue))
+        }
+        names = {f"{name} on {process.host} " for name, process in self.processes.items() if name in lost}
+        echo = "It lost the other processes of its group; the first finding says why."
+        return found[:1] + [
+            {**item, "cause": echo}
+            if item["id"].startswith("process-") and any(item["summary"].startswith(name) for name in names)
+            else item
+            for item in found[1:]
+        ]
+
+    def _skews(self) -> list[dict[str, Any]]:
+        """Hosts whose clock is off: their stamps mislead who compares logs by hand."""
+        entry = next((entry for entry in self.catalogue["findings"] if entry["id"] == "D24"), None)
+        if entry is None:
+            return []
+        found = []
+        for host, clocks in sorted(self._ahead.items()):
+            name, most = max(clocks.items(), key=lambda one: abs(one[1]), default=("", 0.0))
+            if abs(most) >= _SKEW:
+                what = "its container engine's clock" if name == "docker" else "its clock"
+                way = "ahead of" if most > 0 else "behind"
+                found.append(
+                    finding(
+                        "D24",
+                        "warning",
+                        f"{entry['summary']}; {host}: {abs(most):.0f} s {way} the controller",
+                        host=host,
+                        stage="launch",
+                        evidence=f"{what} was compared with the controller's, and the order of findings follows that",
+                        cause=entry["cause"],
+                        fix=entry["fix"],
+                    )
+                )
+        return found
 
     def _with_tail(self, item: dict[str, Any]) -> dict[str, Any]:
         """A diagnosed finding with the end of its process's log."""
@@ -325,7 +459,8 @@ class Watch:
                 f"{process.name} on {process.host} says that its start failed",
                 host=process.host,
                 stage="launch",
-                evidence=self._tail(process),
+                evidence=self._telling(process),
+                cause=_UNKNOWN,
                 fix=f"Read {process.log} on {process.host}.",
             )
             for process in blamed
@@ -338,12 +473,7 @@ class Watch:
         entry = known["D05" if self._limit == "timeout" else "D06"]
         behind = [process for process in self.processes.values() if not self._is_ready(process)]
         silent = min(behind, key=lambda process: process.moved_at)
-        evidence = "\n".join(
-            f"{process.name}: {self._describe(process) or 'not seen'}"
-            f"{f'; health {process.detail}' if process.detail else ''}"
-            f"{f'; last line: {_text(process.lines[-1])}' if process.lines else '; no log line'}"
-            for process in behind
-        )
+        evidence = "\n".join(line for process in behind for line in self._account(process))
         limit = self.timeout if self._limit == "timeout" else self.stall
         summary = f"{entry['summary']} ({console.seconds(limit)})"
         # What a process says at its end, not what it said on the way there.
@@ -368,18 +498,53 @@ class Watch:
             ),
         ]
 
+    def _account(self, process: _Process) -> list[str]:
+        """What a process that is not ready was doing, and each of its ranks: one line each."""
+        where = f"{process.name} on {process.host}: {self._describe(process) or 'not seen'}"
+        lines = [where + (f"; health {process.detail}" if process.detail else "")]
+        if not process.said:
+            lines[0] += "; no log line"
+        # Ranks that said the same last are one line.
+        alike: dict[str, list[str]] = {}
+        for name, line in process.said.items():
+            alike.setdefault(diagnosis.unnumbered(_text(line)), []).append(name)
+        for names in alike.values():
+            named = [name for name in names if name != process.name]
+            who = f"{', '.join(named)}: " if named else ""
+            lines.append(f"  {who}last line: {_text(process.said[names[-1]])}")
+        busiest = sorted(process.doing, key=lambda one: -one.get("busy", 0.0))
+        for one in busiest[:_SHOWN_PROCESSES]:
+            busy = f"{100 * one['busy']:.0f} % of a processor" if "busy" in one else "seen once"
+            waits = f", waits in {one['waits']}" if one["state"] in "SD" and one["waits"] not in ("", "0") else ""
+            lines.append(
+                f"  {one['title']} (pid {one['pid']}): {_STATES.get(one['state'], one['state'])}, {busy}{waits}"
+            )
+        return lines
+
+    def _telling(self, process: _Process) -> str:
+        """The lines of a process that say most of a failure nobody knows."""
+        return "\n".join(_text(line) for line in diagnosis.telling("\n".join(process.lines), self.catalogue))
+
     def _tail(self, process: _Process) -> str:
         return "\n".join(_text(line) for line in list(process.lines)[-_SHOWN_LINES:])
 
     def metrics(self, now: float) -> dict[str, Any]:
-        """Seconds until all was ready (None after a failure), and for each process when it reached which phase."""
+        """Figures of the watch, in seconds since it began, and of each process.
+
+        ``ready_seconds`` is None after a failure, ``progress_seconds`` is when anything last went on; a process has the
+        time at which it reached each phase, and ``ended``, in seconds since 1970 by the controller's clock.
+        """
+        moved = max(process.moved_at for process in self.processes.values())
         return {
+            "seconds": round(now - self.started, 1),
             "ready_seconds": round(now - self.started, 1) if self.failed_at is None else None,
+            "progress_seconds": round(moved - self.started, 1),
             "processes": {
                 process.name: {
                     "host": process.host,
                     "state": process.state,
                     "ready_seconds": None if process.ready_at is None else round(process.ready_at - self.started, 1),
+                    "ended": self._ended(process.name),
                     "phases": process.phases,
                 }
                 for process in self.processes.values()
@@ -395,6 +560,11 @@ class Watch:
         }
 
 
+def _since(one: tuple[float | None, dict[str, Any]]) -> float:
+    """A finding's time for sorting; without one it comes last."""
+    return float("inf") if one[0] is None else one[0]
+
+
 def _text(line: str) -> str:
     """A log line without docker's stamp, as its last redraw."""
     return line.partition(" ")[2].rstrip().rpartition("\r")[2]
@@ -405,6 +575,7 @@ def run(
     executes: Mapping[str, Execute],
     show: Callable[[str], None],
     clock: Callable[[], float] = time.monotonic,
+    wall: Callable[[], float] = time.time,
 ) -> str:
     """Follow all hosts until `Watch.verdict` has one, and return it.
 
@@ -420,11 +591,12 @@ def run(
     def follow(host: str) -> None:
         while not over.is_set():
             with news:
-                request = watch.request(host)
+                request = watch.request(host, clock())
             answer, error = _ask(executes[host], request)
+            came = wall()
             with news:
                 if answer is not None:
-                    watch.absorb(host, answer, clock())
+                    watch.absorb(host, answer, clock(), came)
                 else:
                     watch.lost(host, error, clock())
                 news.notify()

@@ -120,6 +120,8 @@ def _docker_run(process: Mapping[str, Any]) -> str:
         *([[f"--net={container['network']}"]] if container["network"] != "bridge" else []),
     ]
     options += [["-p", f"{port}:{port}"] for port in container["publish"]]
+    if container.get("init"):
+        options.append(["--init"])
     if container["ipc"]:
         options.append([f"--ipc={container['ipc']}"])
     if container["shm_size"]:
@@ -128,6 +130,8 @@ def _docker_run(process: Mapping[str, Any]) -> str:
         options.append(["--privileged=true"])
     options += [["--cap-add", name] for name in container["capabilities"]]
     options += [["--ulimit", f"{name}={limit}"] for name, limit in container["ulimits"].items()]
+    limits = [name for name in ("memory", "cpuset_cpus", "cpuset_mems") if name in container]
+    options += [[f"--{name.replace('_', '-')}={container[name]}"] for name in limits]
     if container["gpus"]:
         # The option takes comma separated values, so a value with commas has quotes of its own.
         options.append(["--gpus", container["gpus"] if container["gpus"] == "all" else f'"{container["gpus"]}"'])

@@ -25,6 +25,10 @@ options:
     type: list
     elements: str
     default: []
+  only:
+    description: Names of the units that are written and started now; the others have their turn later. All by default.
+    type: list
+    elements: str
   only_end:
     description: Only removes and stops. All hosts do this before any of them starts a unit.
     type: bool
@@ -135,6 +139,7 @@ def main():
             "cluster": {"type": "str", "required": True},
             "units": {"type": "list", "elements": "dict", "default": []},
             "ending": {"type": "list", "elements": "str", "default": []},
+            "only": {"type": "list", "elements": "str"},
             "only_end": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
@@ -142,6 +147,8 @@ def main():
     texts = {one["name"]: one["text"] for one in module.params["units"]}
     there = observe(module, module.params["cluster"])
     steps = units.plan(module.params["units"], there, module.params["ending"])
+    if module.params["only"] is not None:
+        steps = [step for step in steps if step["do"] == "remove" or step["unit"] in module.params["only"]]
     if module.params["only_end"]:
         steps = [step for step in steps if step["do"] in ("remove", "stop")]
     diff = [

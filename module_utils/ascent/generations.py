@@ -26,10 +26,11 @@ __all__ = [
     "passed",
     "running_of",
     "to_stop",
+    "waves",
 ]
 
 import hashlib
-from typing import Any, Dict, Iterable, List, Mapping, Optional
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Set, Tuple
 
 from .errors import AscentError
 
@@ -138,8 +139,58 @@ def to_stop(
 
     Those are all of an instance of which one doesn't run, or not as it should. The ranks of an instance know each other
     only from a common start: one that outlived its peers never gets well, and may join a new head just before it ends.
+    The same holds for all engines when the store of their KV cache starts anew: what they know of it is gone.
     ``nodes`` maps hosts to their ``ascent_node`` facts.
     """
+    right, alive = _seen(decision, nodes)
+    stores = [process["name"] for process in plan["processes"] if process["kind"] == "kv-store"]
+    all_of_them = not right.issuperset(stores)
+    return [
+        name
+        for instance in plan["instances"]
+        if all_of_them or not right.issuperset(instance["processes"])
+        for name in instance["processes"]
+        if name in alive
+    ]
+
+
+def waves(
+    plan: Mapping[str, Any], decision: Mapping[str, Any], nodes: Mapping[str, Optional[Mapping[str, Any]]]
+) -> List[List[str]]:
+    """Processes in the groups in which all hosts start them, each group before any of the next.
+
+    First what engines look for (KV store, services), then Ray's heads, then all engines together, since a head is not
+    ready before its ranks have joined, then late services and routers. A group in which nothing has to start goes along
+    with the one before it: a launch that changes nothing has a single one. ``nodes`` as for `to_stop`.
+    """
+    right, _alive = _seen(decision, nodes)
+    stopping = set(to_stop(plan, decision, nodes))
+    engines = [process for process in plan["processes"] if process["instance"]]
+    needed = {name for process in engines for name in process["starts_after"]}
+    groups: List[List[str]] = [[], [], [], []]
+    for process in plan["processes"]:
+        beside = process["instance"] is None
+        if process["kind"] == "ray-head":
+            place = 1
+        elif beside:
+            early = process["name"] in needed or (not engines and process["kind"] not in ("router", "frontend"))
+            place = 0 if early else 3
+        else:
+            place = 2
+        groups[place].append(process["name"])
+    found: List[List[str]] = []
+    for group in groups:
+        if found and right.difference(stopping).issuperset(group):
+            found[-1] += group
+        elif group:
+            found.append(group)
+    return found
+
+
+def _seen(
+    decision: Mapping[str, Any], nodes: Mapping[str, Optional[Mapping[str, Any]]]
+) -> Tuple[Set[Optional[str]], Set[Optional[str]]]:
+    """Names of processes that run as they should, and of those that run at all."""
     right, alive = set(), set()
     for node in nodes.values():
         for container in running_of(node):
@@ -150,13 +201,7 @@ def to_stop(
                 alive.add(name)
             if container["state"] == "running" and labels.get("ascent.definition") == wanted:
                 right.add(name)
-    return [
-        name
-        for instance in plan["instances"]
-        if not right.issuperset(instance["processes"])
-        for name in instance["processes"]
-        if name in alive
-    ]
+    return right, alive
 
 
 def good(states: Iterable[Optional[Mapping[str, Any]]]) -> List[Dict[str, Any]]:

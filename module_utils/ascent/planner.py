@@ -309,7 +309,7 @@ class _Builder:
     def _engine(self, seat: layout.Seat) -> Dict[str, Any]:
         scene, pool = self.scene, seat.pool
         host = scene.hosts[seat.host]
-        args, env, transfer = self._given(seat)
+        args, env, transfer, options = self._given(seat)
         values = scene.of_seat(seat)
         args, env, transfer = (references.resolve(part, values) for part in (args, env, transfer))
         process: Dict[str, Any] = {
@@ -339,18 +339,27 @@ class _Builder:
             mounts.append({"source": path, "target": "/tmp/ray", "read_only": False})  # noqa: S108 - Ray's own place
             if seat.kind == "head":
                 process["wait"] = self._ray_wait(seat)
+            else:
+                # One session a start; the last of before tells why it ended.
+                process["sweep"] = {"directory": "/tmp/ray", "pattern": "session_2*", "keep": 1}  # noqa: S108
         if scene.engine == "dynamo":
             mounts += companions.dynamo_mounts(scene)
         devices = seat.devices or self.seen[seat.instance]
-        scene.seat_in(process, pool["container"], devices=devices, mounts=mounts, ipc="host" if ray else None)
+        # Ray's command leaves SIGTERM to the system, which spares a container's first process.
+        init = ray and seat.kind != "head"
+        scene.seat_in(process, options, devices=devices, mounts=mounts, ipc="host" if ray else None, init=init)
         return process
 
-    def _given(self, seat: layout.Seat) -> Tuple[Dict[str, Any], Dict[str, Any], Dict[str, Any]]:
-        """Options, variables and KV configuration: the recipe's, the pool's over them, its overrides over those."""
+    def _given(self, seat: layout.Seat) -> Tuple[Dict[str, Any], Dict[str, Any], Dict[str, Any], Dict[str, Any]]:
+        """Options, variables, KV configuration, and what its container has beside the recipe's.
+
+        The recipe's, the pool's over them, its overrides over those.
+        """
         pool = seat.pool
         args = merged(self.recipe.get("args") or {}, pool["args"])
         env = {**(self.recipe.get("env") or {}), **pool["env"]}
         transfer = {**(self.transfer or {}), **pool["kv_transfer"]}
+        container = pool["container"]
         where = {"instance": seat.number, "node": seat.node, "rank": seat.start_rank}
         for override in pool["overrides"]:
             wanted = {key: layout.numbers(override.get(key)) for key in where}
@@ -358,7 +367,8 @@ class _Builder:
                 args = merged(args, override.get("args") or {})
                 env = {**env, **(override.get("env") or {})}
                 transfer = {**transfer, **(override.get("kv_transfer") or {})}
-        return args, env, transfer
+                container = merged(container, override.get("container") or {})
+        return args, env, transfer, container
 
     def _parallel(self, seat: layout.Seat) -> Dict[str, Any]:
         pool = seat.pool

@@ -258,8 +258,12 @@ class Scene:
         mounts: Sequence[Mapping[str, Any]] = (),
         ipc: Optional[str] = None,
         restart: bool = True,
+        init: bool = False,
     ) -> Dict[str, Any]:
-        """The container of one process. ``options`` go over those of the recipe; ``devices`` are what it may open."""
+        """The container of one process. ``options`` go over those of the recipe; ``devices`` are what it may open.
+
+        ``init``: a small first process hands signals on and reaps what is left behind.
+        """
         profile = self.profile[process["host"]]
         needs = profile.get("container") or {} if devices else {}
         given = merged(merged(needs, self.container_options), options)
@@ -283,6 +287,9 @@ class Scene:
             "restart_policy": given.get("restart_policy", "unless-stopped") if restart else "no",
             "script": script,
             "command": ["/bin/bash", script],
+            # Only where they are given: a container is what it was before there were such limits.
+            **({"init": True} if init else {}),
+            **{name: str(given[name]) for name in ("memory", "cpuset_cpus", "cpuset_mems") if given.get(name)},
         }
 
     @staticmethod

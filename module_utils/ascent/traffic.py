@@ -69,19 +69,22 @@ def check(
     """Send loads and compare the engines' counters from before and after: ``{"findings", "traffic"}``.
 
     ``engines``: ``{"name", "host", "role", "metrics_url", "ranks", "prefix_caching", "speculative", "max_model_len"}``
-    each, ``role`` as in the plan. ``timeout`` in seconds for each request.
+    each, ``role`` as in the plan; with ``entry`` where clients reach it by itself, not by ``url``: the loads go to all
+    entries alike. ``timeout`` in seconds for each request.
     """
-    at_once = min(_MOST, max(_LEAST, 2 * sum(int(engine["ranks"]) for engine in engines)))
+    entries = list(dict.fromkeys(str(engine.get("entry") or url) for engine in engines))
+    share = min(_MOST, max(_LEAST, 2 * sum(int(engine["ranks"]) for engine in engines) // len(entries)))
     room = min((int(engine["max_model_len"]) for engine in engines if engine["max_model_len"]), default=None)
     before = _counters(engines, timeout, api_key)
     errors: List[str] = []
     after = before
     for _round in range(ROUNDS):
-        errors += _load(url, model, prompts(at_once, room), timeout, api_key)
+        for entry in entries:
+            errors += _load(entry, model, prompts(share, room), timeout, api_key)
         after = _counters(engines, timeout, api_key)
         if errors or not _idle(engines, before, after):
             break
-    return judge(engines, before, after, errors, at_once)
+    return judge(engines, before, after, errors, share * len(entries))
 
 
 def _load(url: str, model: str, texts: Sequence[str], timeout: float, api_key: Optional[str]) -> List[str]:
@@ -235,7 +238,9 @@ def _features(engine: Mapping[str, Any], sums: Mapping[str, float], transferring
             "The transfer fails quietly, or the router sends prompts without what the connector needs.",
             "Look for the connector's errors in the logs of both sides; then -e verify=force.",
         )
-    if engine["speculative"] and worked and sums.get(_DRAFTED) == 0:
+    # What prefill makes is one token a request, before anything could be drafted.
+    drafts = engine["speculative"] and not (engine["role"] == "prefill" and transferring)
+    if drafts and worked and sums.get(_DRAFTED) == 0:
         idle(
             "speculation-idle",
             f"speculative decoding is on and {engine['name']} drafted no token",

@@ -16,7 +16,9 @@ from ascent_controller import facts, render
 
 
 class ActionModule(ActionBase):
-    """Sets the host fact ``ascent_generation``: what `generations.decide` returns, with ``stop`` of `to_stop`."""
+    """Sets the host fact ``ascent_generation``: what `generations.decide` returns, with ``stop`` of `to_stop` and
+    ``waves`` of `waves`.
+    """
 
     TRANSFERS_FILES = False
     _requires_connection = True
@@ -51,6 +53,7 @@ class ActionModule(ActionBase):
                 task_vars=task_vars,
             )
         )
-        stop = generations.to_stop(plan, decision, nodes)
-        result["ansible_facts"] = {"ascent_generation": {"stop": stop, **decision}}
+        seen = (plan, decision, nodes)
+        steps = {"stop": generations.to_stop(*seen), "waves": generations.waves(*seen)}
+        result["ansible_facts"] = {"ascent_generation": {**steps, **decision}}
         return result

@@ -20,13 +20,14 @@ def words_of(text: str) -> list[list[str]]:
 
 def read_script(text: str) -> dict[str, Any]:
     """``unset``, ``source``, ``env``, ``program``, ``flags``; ``guarded`` are variables set behind a test for a file,
-    ``waits`` commands that have to succeed first."""
+    ``waits`` commands that have to succeed first, ``sweeps`` directories where leftovers go."""
     result: dict[str, Any] = {
         "unset": [],
         "source": [],
         "env": {},
         "guarded": [],
         "waits": [],
+        "sweeps": [],
         "program": [],
         "flags": {},
     }
@@ -38,6 +39,8 @@ def read_script(text: str) -> dict[str, Any]:
             inside = False
         elif words[0] == "until":
             result["waits"] += re.findall(r"\$\((\w+ \w+)", " ".join(words))
+        elif words[0] == "find":
+            result["sweeps"].append(words[1])
         elif words[0] == "unset":
             result["unset"] += words[1:]
         elif words[0] == ".":
@@ -51,7 +54,9 @@ def read_script(text: str) -> dict[str, Any]:
         elif words[0] == "exec":
             result["program"], result["flags"] = split_command(words[1:])
         else:
-            assert inside or words[0] in ("echo", "exit", "sleep", "done", "mkdir"), f"unexpected command {words}"
+            assert inside or words[0] in ("echo", "exit", "sleep", "done", "mkdir", "xargs"), (
+                f"unexpected command {words}"
+            )
     return result
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ascent import generations
+from ascent import generations, planner
 from ascent.errors import AscentError
+from tests.unit import planning_inputs as inputs
 
 IMAGE = "quay.io/ascend/vllm-ascend:v0.21.0rc1-a3"
 
@@ -128,11 +129,66 @@ def container(process: str, definition: str, state: str = "running") -> dict:
     ],
 )
 def test_an_instance_starts_as_a_whole(containers: list, stop: list) -> None:
-    a_plan = {"instances": [{"processes": ["head", "headless"]}, {"processes": ["other"]}]}
+    a_plan = {"instances": [{"processes": ["head", "headless"]}, {"processes": ["other"]}], "processes": []}
     decision = {"processes": {name: {"definition": name[0]} for name in ("head", "other")}}
     decision["processes"]["headless"] = {"definition": "l"}
     nodes = {"a3-01": {"container_engine": {"containers": [*containers, container("other", "o")]}}, "a3-02": None}
     assert generations.to_stop(a_plan, decision, nodes) == stop
+
+
+def launched(recipe_name: str) -> tuple[dict, dict, dict]:
+    """A real recipe's plan, what a first launch decides, and its hosts' facts once all of it runs."""
+    recipe = inputs.recipe(recipe_name)
+    a_plan = planner.plan(recipe, inputs.hardware(), inputs.hosts(inputs.hosts_needed(recipe)))
+    decision = generations.decide(a_plan, dict.fromkeys(generations.images_of(a_plan), "sha256:1"), {})
+    nodes: dict = {host: {"container_engine": {"containers": []}} for host in a_plan["hosts"]}
+    for process in a_plan["processes"]:
+        one = container(process["name"], decision["processes"][process["name"]]["definition"])
+        nodes[process["host"]]["container_engine"]["containers"].append(one)
+    return a_plan, decision, nodes
+
+
+@pytest.mark.parametrize(
+    ("recipe", "wanted"),
+    [
+        (inputs.PD, [["prefill-0-head", "decode-0-head", "decode-0-headless-1"], ["router"]]),
+        (
+            "qwen3.5-397b-a17b-w8a8-ray-a2",
+            [["serve-0-ray-head"], ["serve-0-ray-worker-1", "serve-0-head"]],
+        ),
+        (
+            "qwen3-32b-agg-mc-kv-910b4",
+            [["kv-store", "redis"], ["serve-0-head", "serve-1-head"], ["router"]],
+        ),
+        ("qwen3-235b-a22b-dp2", [["serve-0-head", "serve-0-headless-1"]]),
+    ],
+)
+def test_processes_start_in_waves_by_role(recipe: str, wanted: list) -> None:
+    a_plan, decision, nodes = launched(recipe)
+    found = generations.waves(a_plan, decision, dict.fromkeys(nodes))
+    assert [sorted(wave) for wave in found] == [sorted(wave) for wave in wanted]
+    assert generations.waves(a_plan, decision, nodes) == [[one["name"] for one in a_plan["processes"]]]
+
+
+def test_a_wave_of_what_runs_already_goes_along_with_the_one_before() -> None:
+    a_plan, decision, nodes = launched(inputs.PD)
+    (head,) = nodes[a_plan["instances"][1]["hosts"][0]]["container_engine"]["containers"]
+    head["state"] = "exited"
+    assert len(generations.waves(a_plan, decision, nodes)) == 1, "the router goes on"
+    router = next(one for node in nodes.values() for one in generations.running_of(node) if "router" in str(one))
+    router["state"] = "exited"
+    assert generations.waves(a_plan, decision, nodes)[-1] == ["router"]
+
+
+def test_with_a_new_store_of_kv_cache_all_engines_start_anew() -> None:
+    a_plan, decision, nodes = launched("qwen3-32b-agg-mc-kv-910b4")
+    assert generations.to_stop(a_plan, decision, nodes) == []
+    store = next(one for one in a_plan["processes"] if one["kind"] == "kv-store")
+    for one in nodes[store["host"]]["container_engine"]["containers"]:
+        if one["labels"]["ascent.process"] == store["name"]:
+            one["labels"]["ascent.definition"] = "older"
+    assert generations.to_stop(a_plan, decision, nodes) == ["serve-0-head", "serve-1-head"]
+    assert generations.waves(a_plan, decision, nodes)[0][0] == store["name"]
 
 
 def checked(states: dict, a_plan: dict, launched: int | None = None) -> dict:

@@ -74,6 +74,7 @@ CLASSES = {
             "--block",
         )
     ),
+    "ray-swept": lambda d, p: d[:2] == ("sweep", "/tmp/ray") and p["kind"].startswith("ray-"),
     "ray-proven": lambda d, p: d[:2] == ("wait", "ray status") and p["kind"] == "head",
     "client-address": lambda d, p: (
         p["kind"] == "job"
@@ -186,6 +187,7 @@ def script_differences(stem: str, name: str) -> tuple[list[tuple[str, str, Any, 
     found += differences("source", {}, dict.fromkeys(ours["source"], True))
     found += differences("guarded", {}, dict.fromkeys(ours["guarded"], True))
     found += differences("wait", {}, dict.fromkeys(ours["waits"], True))
+    found += differences("sweep", {}, dict.fromkeys(ours["sweeps"], True))
     found += [("host-command", text, True, None) for text in expected.get("host_commands", [])]
     if expected["program"] != ours["program"]:
         found.append(("program", "program", expected["program"], ours["program"]))

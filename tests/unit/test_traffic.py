@@ -104,6 +104,16 @@ def test_every_server_of_a_plan_is_asked_for_its_ranks() -> None:
         assert one["metrics_url"] == f"{instance['endpoint']['url']}/metrics"
 
 
+def test_servers_without_a_router_are_asked_by_themselves() -> None:
+    recipe = inputs.recipe(inputs.PD)
+    routed = planner.plan(recipe, inputs.hardware(), inputs.hosts(inputs.hosts_needed(recipe)))
+    assert {one["entry"] for one in checking.traffic_engines(routed)} == {routed["endpoint"]["url"]}
+    first = routed["instances"][0]
+    alone = {**routed, "endpoint": {"url": first["endpoint"]["url"], "process": first["processes"][0]}}
+    asked = checking.traffic_engines(alone)
+    assert [one["entry"] for one in asked] == [one["endpoint"]["url"] for one in routed["instances"]]
+
+
 def test_both_ranks_of_a_server_answer(tmp_path: Any) -> None:
     port = free_ports(4)
     argv = serve(port, "--data-parallel-size", "2", "--data-parallel-rpc-port", str(port + 1))

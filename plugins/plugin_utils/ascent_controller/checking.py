@@ -42,8 +42,9 @@ def traffic_engines(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every server of the plan with its ranks and what it is set up to do, as the module `functional_check` takes them.
 
     A server is named as in `health_endpoints`. One that serves a whole instance counts for all ranks of it, one of
-    several for its own.
+    several for its own. Without a router clients go to each server by itself, and so does the check (``entry``).
     """
+    routed = not any(plan["endpoint"]["process"] in instance["processes"] for instance in plan["instances"])
     by_name = {process["name"]: process for process in plan["processes"]}
     found = []
     for instance in plan["instances"]:
@@ -61,6 +62,7 @@ def traffic_engines(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
                     "host": process["host"],
                     "role": process["role"],
                     "metrics_url": f"{end['url']}/metrics",
+                    "entry": plan["endpoint"]["url"] if routed else end["url"],
                     "ranks": parallel["data_local"] if several else parallel["data"],
                     "prefix_caching": "--no-enable-prefix-caching" not in words,
                     "speculative": "--speculative-config" in words,

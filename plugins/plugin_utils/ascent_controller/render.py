@@ -116,6 +116,8 @@ def container_options(container: Mapping[str, Any]) -> list[list[str]]:
     # The bridge is the container engine's own default.
     options: list[list[str]] = [[f"--net={container['network']}"]] if container["network"] != "bridge" else []
     options += [["-p", f"{port}:{port}"] for port in container["publish"]]
+    if container.get("init"):
+        options.append(["--init"])
     if container["ipc"]:
         options.append([f"--ipc={container['ipc']}"])
     if container["shm_size"]:
@@ -124,6 +126,8 @@ def container_options(container: Mapping[str, Any]) -> list[list[str]]:
         options.append(["--privileged=true"])
     options += [["--cap-add", name] for name in container["capabilities"]]
     options += [["--ulimit", f"{name}={limit}"] for name, limit in container["ulimits"].items()]
+    limits = [name for name in ("memory", "cpuset_cpus", "cpuset_mems") if name in container]
+    options += [[f"--{name.replace('_', '-')}={container[name]}"] for name in limits]
     if container["gpus"]:
         # The option takes comma separated values, so a value with commas has quotes of its own.
         options.append(["--gpus", container["gpus"] if container["gpus"] == "all" else f'"{container["gpus"]}"'])

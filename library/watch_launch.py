@@ -53,8 +53,8 @@ findings:
   elements: dict
 metrics:
   description: >-
-    C(launch.ready_seconds), C(launch.ended) (when the watch ended, in seconds since 1970), and for each process its host,
-    state, seconds until ready and by phase.
+    C(launch.ready_seconds), C(launch.ended) (when the watch ended, in seconds since 1970), and for each process its
+    host, state, seconds until ready and by phase.
   returned: always
   type: dict
 logs:

@@ -70,7 +70,7 @@ class ActionModule(ActionBase):
             ratio=limits["ratio"],
             cluster_ratio=limits["cluster_ratio"],
             iterations=limits["iterations"],
-            floors=self._floors(plan, list(mpi)) if limits["floors"] is None else limits["floors"],
+            groups=self._groups(plan, list(mpi), limits["floors"]),
             variables=self._variables(plan, list(mpi), given["tool"], limits["connect_seconds"]),
         )
         done = self._execute_module(module_name="collective_test", module_args=given, task_vars=task_vars)
@@ -101,13 +101,23 @@ class ActionModule(ActionBase):
         common = {name: values.pop() for name, values in given.items() if len(values) == 1}
         return ({"NCCL_SOCKET_IFNAME": exact} if nics else {}) | common
 
+    @classmethod
+    def _groups(
+        cls, plan: Mapping[str, Any], hosts: list[str], floors: Mapping[str, Any] | None
+    ) -> list[dict[str, Any]]:
+        """Hosts by hardware: others are no measure for them. ``floors`` None takes those of the hardware's profile."""
+        kinds: dict[str, list[str]] = {}
+        for host in hosts:
+            kinds.setdefault(plan["hosts"][host]["hardware"], []).append(host)
+        return [
+            {"hosts": members, "floors": cls._floors(kind) if floors is None else dict(floors)}
+            for kind, members in kinds.items()
+        ]
+
     @staticmethod
-    def _floors(plan: Mapping[str, Any], hosts: list[str]) -> dict[str, Any]:
-        """Those of the hosts' hardware profile; none where they have different ones."""
-        kinds = {plan["hosts"][host]["hardware"] for host in hosts}
-        if len(kinds) != 1:
-            return {}
-        path = loader.ROOT / "catalog" / "hardware" / f"{kinds.pop()}.yml"
+    def _floors(hardware: str) -> dict[str, dict[str, float]]:
+        """The least GB/s by phase and collective, of a hardware profile."""
+        path = loader.ROOT / "catalog" / "hardware" / f"{hardware}.yml"
         profile = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
         floors: dict[str, dict[str, float]] = {}
         for row in profile.get("collectives") or ():

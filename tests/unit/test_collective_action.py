@@ -51,10 +51,14 @@ def test_ranks_of_nccl_take_the_recipes_variables_where_all_hosts_have_the_same(
     ],
 )
 def test_floors_are_those_of_the_hardware(hardware, floors):
-    assert Action._floors(plan({"a": "eth0", "b": "eth0"}, hardware=hardware), ["a", "b"]) == floors
+    groups = Action._groups(plan({"a": "eth0", "b": "eth0"}, hardware=hardware), ["a", "b"], None)
+    assert groups == [{"hosts": ["a", "b"], "floors": floors}]
 
 
-def test_hosts_of_different_hardware_have_no_floor():
-    mixed = plan({"a": "eth0", "b": "eth0"})
+def test_hosts_of_different_hardware_are_no_measure_for_each_other():
+    mixed = plan({"a": "eth0", "b": "eth0", "c": "eth0"})
     mixed["hosts"]["b"]["hardware"] = "atlas-800-a3"
-    assert Action._floors(mixed, ["a", "b"]) == {}
+    groups = Action._groups(mixed, ["a", "b", "c"], {"node": {"all_reduce": 1}})
+    assert [group["hosts"] for group in groups] == [["a", "c"], ["b"]]
+    assert all(group["floors"] == {"node": {"all_reduce": 1}} for group in groups)
+    assert [group["floors"] for group in Action._groups(mixed, ["a"], {})] == [{}]

@@ -4,8 +4,8 @@
 
 Boots the sandbox of the inventory and takes it down again. Every device pings its counterparts, so a node's part of the
 mesh grows with the number of its peers and with nothing else: seconds for a peer stay as they are, and so do the calls
-of the vendor's tools that read the devices. On a machine with fewer cores than nodes seconds grow all the same: the
-nodes share them. Prints figures; judges nothing.
+of the vendor's tools that read the devices. On a machine with fewer cores than nodes seconds grow all the same: nodes
+share them. Prints figures; judges nothing.
 """
 
 from __future__ import annotations

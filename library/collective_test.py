@@ -44,7 +44,13 @@ options:
     default: 0
   pair_rounds: {description: Rounds of pairs; V(0) runs all., type: int, default: 2}
   burn_in: {description: Seconds for which all sound hosts are kept under load at the end., type: float, default: 0}
-  floors: {description: The least GB/s of the largest message by phase and collective., type: dict, default: {}}
+  groups:
+    description:
+      - Hosts that are tried and compared with each other, those of one kind of hardware, by name in C(hosts), and their
+        C(floors), the least GB/s of the largest message by phase and collective. By default all hosts, without floors.
+    type: list
+    elements: dict
+    default: []
 author: [Ascent]
 attributes:
   check_mode: {support: full}
@@ -119,7 +125,7 @@ def main() -> None:
             "cluster_ratio": {"type": "float", "default": 0},
             "pair_rounds": {"type": "int", "default": 2},
             "burn_in": {"type": "float", "default": 0},
-            "floors": {"type": "dict", "default": {}},
+            "groups": {"type": "list", "elements": "dict", "default": []},
         },
         supports_check_mode=True,
     )
@@ -157,19 +163,23 @@ def main() -> None:
         sizes=given["sizes"],
         iterations=given["iterations"],
     )
-    campaign = Campaign(
-        list(given["hosts"]),
-        launcher.measure,
-        collectives=given["collectives"],
-        ratio=given["ratio"],
-        cluster_ratio=given["cluster_ratio"],
-        pair_rounds=given["pair_rounds"],
-        floors=given["floors"],
-        burn_in=given["burn_in"],
-    )
-    campaign.run()
+    runs, culprits = [], []
+    for group in given["groups"] or [{"hosts": list(given["hosts"])}]:
+        campaign = Campaign(
+            group["hosts"],
+            launcher.measure,
+            collectives=given["collectives"],
+            ratio=given["ratio"],
+            cluster_ratio=given["cluster_ratio"],
+            pair_rounds=given["pair_rounds"],
+            floors=group.get("floors"),
+            burn_in=given["burn_in"],
+        )
+        campaign.run()
+        runs += campaign.runs
+        culprits += campaign.culprits
     seconds = round(time.monotonic() - begun, 3)
-    module.exit_json(changed=False, runs=campaign.runs, culprits=campaign.culprits, seconds=seconds)
+    module.exit_json(changed=False, runs=runs, culprits=culprits, seconds=seconds)
 
 
 if __name__ == "__main__":

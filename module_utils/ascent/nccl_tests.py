@@ -20,12 +20,13 @@ PROGRAMS = {
 }
 _SOURCE = "nccl-tests"
 _TAG = re.compile(r"(?:\[[0-9]+,([0-9]+)\]<std(?:out|err)>:\s?|\[([0-9]+)\] )")
-_FAILURE = re.compile(r"Test NCCL failure\b.*?'(.*?)'|Test CUDA failure\b.*?'(.*?)'|\bNCCL WARN (.*)")
+# NCCL's last error may go on in the next line, and its closing quote with it.
+_FAILURE = re.compile(r"Test (?:NCCL|CUDA) failure\b[^']*'(.*?)(?:'\s*|\s/\s*)?\Z|\bNCCL WARN (.*)")
 # Blocks of one way to hand over buffers: time, algorithm and bus bandwidth, wrong elements.
 _FIGURE = r"[0-9]{1,15}(?:\.[0-9]{1,9})?(?:e[+-]?[0-9]{1,3})?"
 _BLOCK = rf"({_FIGURE})\s+({_FIGURE})\s+({_FIGURE})\s+([0-9]{{1,12}}|N/A|{_FIGURE})"
 _ROW = re.compile(
-    rf"([0-9]{{1,15}})\s+([0-9]{{1,15}})\s+([a-z]\w*)\s+(?:(none|\w+)\s+(-?[0-9]{{1,6}})\s+)?{_BLOCK}(?:\s+{_BLOCK})?\Z"
+    rf"([0-9]{{1,15}})\s+([0-9]{{1,15}})\s+([a-z]\w*)\s+(?:(?:([a-z]\w*)\s+)?(-?[0-9]{{1,6}})\s+)?{_BLOCK}(?:\s+{_BLOCK})?\Z"
 )
 
 

@@ -65,13 +65,13 @@ class ActionModule(ActionBase):
             path=own["path"],
             shell=own["shell"] if own["where"] == "image" else [],
             tests=own["tests"],
-            interfaces=sorted({plan["hosts"][host]["nic"] for host in mpi}),
+            interfaces=self._nics(plan, list(mpi)),
             limit=limits["seconds"],
             ratio=limits["ratio"],
             cluster_ratio=limits["cluster_ratio"],
             iterations=limits["iterations"],
-            floors=self._floors(plan, list(mpi)) if limits["floors"] is None else limits["floors"],
-            variables={"HCCL_CONNECT_TIMEOUT": limits["connect_seconds"]} if given["tool"] == "hccl_test" else {},
+            groups=self._groups(plan, list(mpi), limits["floors"]),
+            variables=self._variables(plan, list(mpi), given["tool"], limits["connect_seconds"]),
         )
         done = self._execute_module(module_name="collective_test", module_args=given, task_vars=task_vars)
         result.update(done)
@@ -81,12 +81,43 @@ class ActionModule(ActionBase):
         return result
 
     @staticmethod
-    def _floors(plan: Mapping[str, Any], hosts: list[str]) -> dict[str, Any]:
-        """Those of the hosts' hardware profile; none where they have different ones."""
-        kinds = {plan["hosts"][host]["hardware"] for host in hosts}
-        if len(kinds) != 1:
-            return {}
-        path = loader.ROOT / "catalog" / "hardware" / f"{kinds.pop()}.yml"
+    def _nics(plan: Mapping[str, Any], hosts: list[str]) -> list[str]:
+        """The network cards of the plan; a host that names none leaves the choice to MPI."""
+        return sorted({plan["hosts"][host]["nic"] for host in hosts if plan["hosts"][host]["nic"]})
+
+    @classmethod
+    def _variables(cls, plan: Mapping[str, Any], hosts: list[str], tool: str, connect_seconds: int) -> dict[str, Any]:
+        """Environment of the ranks: the cards that the engines get, and for GPUs their RDMA devices."""
+        nics = cls._nics(plan, hosts)
+        exact = f"={','.join(nics)}"
+        if tool == "hccl_test":
+            return {"HCCL_CONNECT_TIMEOUT": connect_seconds} | ({"HCCL_SOCKET_IFNAME": exact} if nics else {})
+        given: dict[str, set[str]] = {}
+        for process in plan["processes"]:
+            for one in process["env"] if process["host"] in hosts and process["devices"] else ():
+                if one["name"].startswith("NCCL_") and one.get("value"):
+                    given.setdefault(one["name"], set()).add(str(one["value"]))
+        # A value of a single host is none for all ranks.
+        common = {name: values.pop() for name, values in given.items() if len(values) == 1}
+        return ({"NCCL_SOCKET_IFNAME": exact} if nics else {}) | common
+
+    @classmethod
+    def _groups(
+        cls, plan: Mapping[str, Any], hosts: list[str], floors: Mapping[str, Any] | None
+    ) -> list[dict[str, Any]]:
+        """Hosts by hardware: others are no measure for them. ``floors`` None takes those of the hardware's profile."""
+        kinds: dict[str, list[str]] = {}
+        for host in hosts:
+            kinds.setdefault(plan["hosts"][host]["hardware"], []).append(host)
+        return [
+            {"hosts": members, "floors": cls._floors(kind) if floors is None else dict(floors)}
+            for kind, members in kinds.items()
+        ]
+
+    @staticmethod
+    def _floors(hardware: str) -> dict[str, dict[str, float]]:
+        """The least GB/s by phase and collective, of a hardware profile."""
+        path = loader.ROOT / "catalog" / "hardware" / f"{hardware}.yml"
         profile = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
         floors: dict[str, dict[str, float]] = {}
         for row in profile.get("collectives") or ():

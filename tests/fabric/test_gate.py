@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ascent.collectives import COLLECTIVES
+from ascent.npu import CONF
 from sandbox.lib import engine
 from sandbox.lib.images import Builder
 from tests.fabric.conftest import NODES, Gate
@@ -127,41 +128,6 @@ def test_a_link_that_is_down_is_one_fault_to_all_parts(gate: Gate):
     assert all("device 3" in one["summary"] for one in verdict["findings"] if one["severity"] == "error")
 
 
-#: What the recipe names, and where our image has the test programs.
-ENGINE, INSIDE = "quay.io/ascend/vllm-ascend:v0.11.0rc2", "/build/bin"
-
-
-@pytest.fixture
-def engine_image(gate: Gate) -> Iterator[None]:
-    """On every node, under the name of the engine's image, one with MPI and the test programs."""
-    own = gate.cluster.engine
-    with engine.exclusive():
-        tag = Builder(own, print).hccl_test_image()
-    for node in gate.cluster.sandbox.nodes:
-        with subprocess.Popen(own.command("save", tag), stdout=subprocess.PIPE) as saving:
-            words = gate.cluster.ssh(node, f"docker load --quiet && docker tag {tag} {ENGINE}")
-            subprocess.run(words, stdin=saving.stdout, check=True, timeout=600, capture_output=True)
-    yield
-    for node in NODES:
-        gate.shell(node, f"docker rmi --force {ENGINE} {tag}")
-
-
-@pytest.mark.thorough
-@pytest.mark.usefixtures("engine_image")
-def test_collectives_in_the_engines_image(gate: Gate):
-    inside = ("-e", json.dumps({"fabric_collectives_programs": [INSIDE]}))
-    clean = gate.verify(*inside)
-    assert errors(clean) == []
-    collectives = clean["facts"]["collectives"]
-    assert (collectives["ran"], collectives["where"]) == (True, "image")
-    assert {len(run["hosts"]) for run in collectives["runs"] if run["outcome"] == "ok"} == {1, 2, 3}
-    gate.broken("m-02", "C27", "when=across")
-    assert errors(gate.verify(*inside)) == [("C27", "m-02")]
-    for node in NODES:
-        assert gate.shell(node, "docker ps -aq; pgrep -c orted || true").split() == ["0"]
-        assert set(gate.shell(node, "ls /var/lib/ascent/mesh").split()) <= {"lock.json", "fabric.json"}
-
-
 @pytest.mark.thorough
 def test_a_deep_look_runs_everything_and_keeps_the_nodes_under_load(gate: Gate):
     verdict = gate.verify("-e", "verify_depth=deep", "-e", "verify_burn_in_minutes=0.5", "-e", "fabric_torch=never")
@@ -182,3 +148,67 @@ def test_nodes_without_programs_or_image_are_told_of_and_stop_nothing(gate: Gate
     assert "the image is not on the node" in summary(verdict, "torch-skipped")
     for node in NODES:
         assert set(gate.shell(node, "ls /var/lib/ascent/mesh").split()) - {"lock.json"} == {"fabric.json"}
+
+
+# -- with an image on the nodes; these come last, since others want none ----
+
+#: What the recipe names, and where our image has the test programs.
+ENGINE, INSIDE = "quay.io/ascend/vllm-ascend:v0.11.0rc2", "/build/bin"
+
+
+@pytest.fixture(scope="module")
+def engine_image(site: Gate) -> Iterator[None]:
+    """On every node, under the name of the engine's image, one with MPI and the test programs."""
+    own = site.cluster.engine
+    with engine.exclusive():
+        tag = Builder(own, print).hccl_test_image()
+    for node in site.cluster.sandbox.nodes:
+        with subprocess.Popen(own.command("save", tag), stdout=subprocess.PIPE) as saving:
+            words = site.cluster.ssh(node, f"docker load --quiet && docker tag {tag} {ENGINE}")
+            subprocess.run(words, stdin=saving.stdout, check=True, timeout=600, capture_output=True)
+    yield
+    for node in NODES:
+        site.shell(node, f"docker rmi --force {ENGINE} {tag}")
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures("engine_image")
+def test_collectives_in_the_engines_image(gate: Gate):
+    inside = ("-e", json.dumps({"fabric_collectives_programs": [INSIDE]}))
+    clean = gate.verify(*inside)
+    assert errors(clean) == []
+    collectives = clean["facts"]["collectives"]
+    assert (collectives["ran"], collectives["where"]) == (True, "image")
+    assert {len(run["hosts"]) for run in collectives["runs"] if run["outcome"] == "ok"} == {1, 2, 3}
+    gate.broken("m-02", "C27", "when=across")
+    assert errors(gate.verify(*inside)) == [("C27", "m-02")]
+    for node in NODES:
+        assert gate.shell(node, "docker ps -aq; pgrep -c orted || true").split() == ["0"]
+        assert set(gate.shell(node, "ls /var/lib/ascent/mesh").split()) <= {"lock.json", "fabric.json"}
+
+
+#: How a container comes to see something else than the host has, and back to what the host has had before.
+BLIND = f"mv {CONF} /root/kept; docker run {{container}}; rmdir {CONF}; mv /root/kept {CONF}"
+EDIT = f"sed -i s/^address_2=.*/address_2=192.0.2.77/ {CONF}"
+STALE = f"cp {CONF} /root/kept; {EDIT}; docker run {{container}}; mv /root/kept {CONF}"
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures("engine_image")
+@pytest.mark.parametrize(
+    ("how", "id", "words"),
+    [
+        (BLIND, "D30", f"container engine on m-02 does not see {CONF}"),
+        (STALE, "hccn-conf-stale", f"container engine on m-02 sees an older {CONF}: devices 2"),
+    ],
+    ids=["blind", "stale"],
+)
+def test_a_container_that_sees_other_addresses(gate: Gate, how: str, id: str, words: str):
+    container = f"--detach --name engine --label ascent.cluster=mesh -v {CONF}:{CONF}:ro {ENGINE} sleep 600"
+    try:
+        gate.shell("m-02", how.format(container=container))
+        verdict = gate.verify(*NO_COLLECTIVES)
+    finally:
+        gate.shell("m-02", "docker rm --force engine")
+    assert errors(verdict) == [(id, "m-02")]
+    assert summary(verdict, id) == words

@@ -195,8 +195,49 @@ def test_other_shapes_of_nccl_tests():
     assert nccl_tests.parse(plain)["rows"][0]["us"] == 35.1
     with pytest.raises(ParseError):
         nccl_tests.parse("8192 2048 float sum -1 fast\n")
-    failed = "gpu-01: Test NCCL failure all_reduce.cu:44 'unhandled system error'\n"
-    assert nccl_tests.parse(failed)["problems"][0]["text"] == "unhandled system error"
+    # Collectives without a reduction: an operation that is none, or a blank in its place.
+    none = "8192 2048 float none -1 35.1 0.23 0.41 0 34.0 0.24 0.42 N/A\n"
+    blank = "8192 2048 float      -1 35.1 0.23 0.41 0 34.0 0.24 0.42 N/A\n"
+    assert nccl_tests.parse(none)["rows"] == nccl_tests.parse(blank)["rows"]
+    assert nccl_tests.parse(blank)["rows"] == [{"bytes": 8192, "us": 35.1, "gbs": 0.23, "check": "success"}]
+    # Figures that are whole numbers are no root.
+    whole = "1073741824 268435456 float sum -1 123456 8.7 15.2 0 123500 8.6 15.1 0\n"
+    assert nccl_tests.parse(whole)["rows"][0]["us"] == 123500.0
+    unchecked = "8192 2048 float sum -1 35.1 0.23 0.41 N/A 34.0 0.24 0.42 N/A\n"
+    assert nccl_tests.parse(unchecked)["rows"][0]["check"] == "NULL"
+
+
+def test_a_size_that_24_ranks_can_not_share_is_cut_and_counts():
+    rows = [(8064, 30.1), (65472, 31.0), (1048512, 90.5)]
+    text = "".join(f"{size} {size // 96} float none -1 {us} 0.2 0.2 0 {us} 0.2 0.2 0\n" for size, us in rows)
+    assert mpi_job.outcome(0, text, 1048576, 60, "nccl-tests")["outcome"] == "ok"
+    cut = "".join(text.splitlines(keepends=True)[:2])
+    assert mpi_job.outcome(0, cut, 1048576, 60, "nccl-tests")["outcome"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("gpu-01: Test NCCL failure all_reduce.cu:44 'unhandled system error'", "unhandled system error"),
+        (
+            "gpu-01: Test NCCL failure common.cu:958 'invalid usage (run with NCCL_DEBUG=WARN)",
+            "invalid usage (run with",
+        ),
+        ("gpu-01: Test NCCL failure common.cu:1279 'internal error / '", "internal error"),
+        ("gpu-01: Test NCCL failure common.cu:9 'remote process exited / Net: Call to recv failed'", "recv failed"),
+        ("gpu-01: Test CUDA failure common.cu:1047 'no CUDA-capable device is detected'", "no CUDA-capable device"),
+        ("gpu-01:77:77 [0] net_ib.cc:209 NCCL WARN NET/IB : No device found.", "NET/IB : No device found."),
+    ],
+)
+def test_what_nccl_says_before_it_ends_is_kept(line, words):
+    (problem,) = nccl_tests.parse(f"# nThread 1 nGpus 1\n{line}\n .. gpu-01 pid 77: Test failure common.cu:401\n")[
+        "problems"
+    ]
+    assert problem["kind"] == "nccl"
+    assert words in problem["text"]
+    assert not problem["text"].endswith(("'", "/"))
+    told = mpi_job.outcome(3, line, 1048576, 60, "nccl-tests")
+    assert (told["outcome"], told["problem"]) == ("failed", "nccl")
 
 
 def test_a_gpu_test_has_a_rank_for_each_gpu():

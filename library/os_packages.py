@@ -14,7 +14,9 @@ description:
   - For Debian and its like the archive also has C(Packages), so that apt takes the folder as a repository.
 options:
   packages:
-    description: Names as the package manager knows them.
+    description:
+      - Names as the package manager knows them.
+      - C({kernel}) in one stands for the release of the kernel that the host runs.
     type: list
     elements: str
     required: true
@@ -86,7 +88,7 @@ def this_system():
 def download(module, scratch):
     """Fill ``scratch``/archives; returns the names of the packages."""
     archives = os.path.join(scratch, "archives")
-    packages = module.params["packages"]
+    packages = [name.replace("{kernel}", os.uname().release) for name in module.params["packages"]]
     os.makedirs(os.path.join(archives, "partial"))
     if module.params["manager"] == os_packages.APT:
         status = os.path.join(scratch, "status")

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Makes a controller of this machine from the bundle that this script lies in, without any network:
+# Makes a controller of this machine from the bundle that this script lies in, or from one that is a file, without any network:
 #   BUNDLE/setup DIRECTORY
+#   tar -xOf FILE.tar bundle/setup | bash -s -- DIRECTORY FILE.tar
 # The suite is unpacked to DIRECTORY, its virtual environment made in DIRECTORY/.venv from the bundle's wheels alone.
 set -euo pipefail
 
-bundle=$(cd "$(dirname "$0")" && pwd)
 directory=${1:-}
+given=$(realpath "${2:-$(dirname "$0")}")
+bundle=$given
 
 say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
 fail() {
@@ -40,9 +42,18 @@ find_python() {
 from the distribution's medium, or make the bundle with -e '{\"bundle_pythons\": [\"3.N\"]}' for the Python that is here."
 }
 
-[ -n "$directory" ] || fail "usage: $0 DIRECTORY (where the suite is to live, such as /opt/ascent)"
+[ -n "$directory" ] || fail "usage: $0 DIRECTORY [BUNDLE.tar] (where the suite is to live, such as /opt/ascent)"
 if [ -e "$directory" ] && [ ! -f "$directory/deploy.yml" ] && [ -n "$(ls -A "$directory")" ]; then
   fail "$directory is there and is no suite. Name another directory."
+fi
+
+if [ -f "$given" ]; then
+  say "taking what a controller needs out of $given"
+  scratch=$(mktemp -d)
+  trap 'rm -rf "$scratch"' EXIT
+  tar --extract --file "$given" --directory "$scratch" --exclude 'bundle/images/*' --exclude 'bundle/weights/*' \
+    --exclude 'bundle/os/*' --exclude 'bundle/driver/*' --exclude 'bundle/cann/*' --exclude 'bundle/engine_wheels/*'
+  bundle=$scratch/bundle
 fi
 
 say "verifying the bundle"
@@ -69,5 +80,5 @@ say "ready; the next step:"
 cat >&2 <<END
 cd $directory
 . .venv/bin/activate
-ansible-playbook -i YOUR_INVENTORY deploy.yml -l CLUSTER -e bundle=$bundle
+ansible-playbook -i YOUR_INVENTORY deploy.yml -l CLUSTER -e bundle=$given
 END

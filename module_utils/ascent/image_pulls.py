@@ -8,6 +8,8 @@ from __future__ import annotations
 
 __all__ = [
     "ARCHITECTURES",
+    "STATE",
+    "Progress",
     "Pull",
     "architecture_finding",
     "explain",
@@ -18,10 +20,12 @@ __all__ = [
     "source_of",
 ]
 
+import contextlib
 import ipaddress
 import json
 import os
 import re
+import time
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from . import registry
@@ -31,6 +35,9 @@ from .image_server import LOOPBACK, client_of, login_of
 
 #: ``uname -m`` to the architecture that an image of it carries.
 ARCHITECTURES = {"aarch64": "arm64", "arm64": "arm64", "x86_64": "amd64", "amd64": "amd64"}
+
+#: Where a host tells how far its pull is, for whoever looks: ``{"reference", "bytes_done", "bytes", "phase"}``.
+STATE = "/run/ascent/images.json"
 
 #: What a failed pull says, and the fault that it is; the first that fits. `B10` is what is left.
 _FAULTS = (
@@ -213,6 +220,53 @@ def _offered(client: registry.Client, parts: registry.Reference) -> Tuple[str, L
     return digest, offered, ""
 
 
+class Progress:
+    """How far the pull of an image is, from what the engine tells of its layers, in a file that others read.
+
+    ``layers`` has their sizes by digest, compressed as they come. The file is gone when the pull has ended.
+    """
+
+    def __init__(self, reference: str, layers: Mapping[str, int], path: str = STATE) -> None:
+        # The engine calls a layer by the first digits of its digest.
+        self._sizes = {digest.partition(":")[2][:12]: size for digest, size in layers.items()}
+        self._done: Dict[str, int] = {}
+        self._reference, self._path, self._written = reference, path, 0.0
+
+    def heed(self, told: Mapping[str, Any]) -> None:
+        """Take in one thing that the engine told, and tell of it at most once a second."""
+        layer, status = str(told.get("id") or ""), str(told.get("status") or "")
+        if layer not in self._sizes:
+            return
+        if status == "Downloading":
+            current = int((told.get("progressDetail") or {}).get("current") or 0)
+            self._done[layer] = min(current, self._sizes[layer])
+        elif status in ("Already exists", "Download complete", "Extracting", "Pull complete"):
+            self._done[layer] = self._sizes[layer]
+        now = time.monotonic()
+        if now - self._written >= 1:
+            self._written = now
+            self._write()
+
+    def state(self) -> Dict[str, Any]:
+        """What the file says."""
+        done, size = sum(self._done.values()), sum(self._sizes.values())
+        phase = "fetch" if done < size else "unpack"
+        return {"reference": self._reference, "bytes_done": done, "bytes": size, "phase": phase}
+
+    def end(self) -> None:
+        """Tell no more."""
+        with contextlib.suppress(OSError):
+            os.unlink(self._path)
+
+    def _write(self) -> None:
+        # Nobody's pull fails because nobody can be told of it.
+        with contextlib.suppress(OSError):
+            os.makedirs(os.path.dirname(self._path), exist_ok=True)
+            with open(f"{self._path}.new", "w", encoding="utf-8") as stream:
+                json.dump(self.state(), stream)
+            os.replace(f"{self._path}.new", self._path)
+
+
 class Pull:
     """The images of one host: which it has, and bringing the others.
 
@@ -268,9 +322,10 @@ class Pull:
         problem = None if error else architecture_finding(reference, offered, self.wish["machine"], host)
         if problem:
             return problem
+        progress = Progress(reference, {} if error else self._layers(client, parts, offered))
         try:
-            for _ in self.engine.pull(self._repository(image), image["digest"], self._login(image)):
-                pass
+            for told in self.engine.pull(self._repository(image), image["digest"], self._login(image)):
+                progress.heed(told)
             own = registry.split(reference)
             if own.tag:
                 self.engine.tag(self._name(image), _untagged(reference), own.tag)
@@ -280,7 +335,20 @@ class Pull:
                 problem = architecture_finding(reference, [told], self.wish["machine"], host)
         except EngineError as failure:
             return explain(reference, "; ".join([*errors(), str(failure)]), host)
+        finally:
+            progress.end()
         return problem
+
+    def _layers(
+        self, client: registry.Client, parts: registry.Reference, offered: Sequence[Mapping[str, Any]]
+    ) -> Dict[str, int]:
+        """Sizes of an image's layers by digest; none where the registry does not tell: then there is no progress."""
+        wanted = registry.fitting(offered, ARCHITECTURES.get(self.wish["machine"], self.wish["machine"]))
+        try:
+            manifest = json.loads(client.manifest(parts.repository, wanted or parts.digest)[0])
+            return {str(one["digest"]): int(one["size"]) for one in registry.children(manifest)[1:]}
+        except (registry.RegistryError, KeyError, TypeError, ValueError):
+            return {}
 
     def _found(self, image: Mapping[str, Any]) -> Optional[str]:
         for name in (self._own(image), f"{local_name(image['reference'], self.wish['port'])}@{image['digest']}"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,11 +18,12 @@ from ascent import node
 from ascent.errors import AscentError
 from ascent.findings import failed, finding, message, sort_findings
 from ascent.image_pulls import ARCHITECTURES
-from ascent_controller import bundle, bundle_build, bundle_files, facts, image_archive, loader
+from ascent_controller import bundle, bundle_archive, bundle_build, bundle_files, facts, image_archive, loader
 
 #: Variables that say where a role takes its artifacts from.
 _SOURCES = (
     "npu_driver_source",
+    "npu_driver_packages_archive",
     "cann_source",
     "container_engine_archive",
     "images_archive",
@@ -48,6 +50,7 @@ class ActionModule(ActionBase):
             {
                 "state": {"type": "str", "choices": ["planned", "built", "verified", "fits"], "required": True},
                 "path": {"type": "path", "required": True},
+                "archive": {"type": "path", "default": ""},
                 "seal": {"type": "str", "default": ""},
                 "reread": {"type": "bool", "default": False},
                 "systems": {"type": "list", "elements": "dict", "default": []},
@@ -55,6 +58,7 @@ class ActionModule(ActionBase):
                 "pythons": {"type": "list", "elements": "str", "default": []},
                 "machine": {"type": "str", "default": ""},
                 "driver": {"type": "str", "default": ""},
+                "driver_tools": {"type": "bool", "default": True},
                 "cann": {"type": "str", "default": ""},
                 "images": {"type": "bool", "default": True},
                 "engine_python": {"type": "str", "default": ""},
@@ -64,11 +68,12 @@ class ActionModule(ActionBase):
             }
         )
         result.update({"changed": False, "findings": []})
-        path = Path(given["path"]).resolve()
+        path = Path(bundle_archive.directory_of(given["path"])).resolve()
         try:
             if given["state"] == "verified":
                 kept = bundle_files.Kept(bundle_files.Kept.default(path), trust=not given["reread"])
-                told = bundle_files.verify(path, kept, given["seal"])
+                told = self._unpack(Path(given["archive"]), path, kept, given["seal"])
+                told = told or bundle_files.verify(path, kept, given["seal"])
                 return self._told(result, told, f"{path} is whole: every file is as it was sealed")
             if given["state"] == "fits":
                 return self._told(result, self._fit(path, task_vars or {}), f"{path} has what this run needs")
@@ -82,7 +87,20 @@ class ActionModule(ActionBase):
         found = sort_findings(findings)
         return {**result, "findings": found, "failed": failed(found), "msg": message(found) or well}
 
+    @staticmethod
+    def _say(line: str) -> None:
+        Display().display(f"    {line}")
+
     # -- using a bundle ------------------------------------------------------------------------------------------------
+
+    def _unpack(self, archive: Path, path: Path, kept: bundle_files.Kept, seal: str) -> list[dict[str, Any]]:
+        """A bundle that is one file becomes a directory on this machine, in a dry run too: only that can be read."""
+        if not bundle_archive.is_archive(archive):
+            return []
+        try:
+            return bundle_archive.unpack(archive.resolve(), path, kept, seal, self._say)
+        except OSError as error:
+            raise AscentError(f"{archive} can't be unpacked to {path}: {error.strerror or error}") from error
 
     def _fit(self, path: Path, task_vars: Mapping[str, Any]) -> list[dict[str, Any]]:
         description = bundle_build.Builder(path).description()
@@ -108,8 +126,12 @@ class ActionModule(ActionBase):
     ) -> dict[str, Any]:
         plan = facts.plan(task_vars)
         systems = [_system(one) for one in given["systems"]]
+        driver = bool(given["driver"]) and any(host["vendor"] == "ascend" for host in plan["hosts"].values())
+        tools = driver and given["driver_tools"]
         packages = {
-            bundle.system_directory(one): sorted({*_engine_packages(one), *given["packages"]})
+            bundle.system_directory(one): sorted(
+                {*_engine_packages(one), *(_driver_packages(one) if tools else ()), *given["packages"]}
+            )
             for one in systems
             if not one.get("directory")
         }
@@ -126,16 +148,16 @@ class ActionModule(ActionBase):
             packages=packages,
             **{name: given[name] for name in ("driver", "cann", "images", "engine_python", "weights")},
         )
-        display = Display()
         downloads = {bundle.system_directory(one): one for one in systems if not one.get("directory")}
         builder = bundle_build.Builder(
             path,
             insecure=given["insecure_registries"],
             archives={name: str(path / bundle_build.WORK / "os" / f"{name}.tar") for name in downloads},
-            say=lambda line: display.display(f"    {line}"),
+            say=self._say,
         )
         due = list(parts) if given["update"] else builder.due(parts)
         if given["state"] == "planned":
+            result["directory"] = str(path)
             result["downloads"] = [
                 {
                     "name": name,
@@ -148,9 +170,11 @@ class ActionModule(ActionBase):
                 if given["update"] or not builder.has("os", parts["os"]["fingerprint"])
             ]
             return self._told(result, told, f"to be made: {', '.join(due) or 'nothing'}")
-        result["path"] = str(path)
-        if not due and builder.sealed():
-            return self._told({**result, "seal": _seal(path)}, told, f"{path} is as wanted")
+        archive = Path(given["path"]) if bundle_archive.is_archive(given["path"]) else None
+        result["path"] = str(archive or path)
+        whole = not due and builder.sealed()
+        if whole and (archive is None or _carries(archive, _seal(path))):
+            return self._told({**result, "seal": _seal(path)}, told, f"{archive or path} is as wanted")
         result["changed"] = True
         if self._task.diff or self._task.check_mode:
             result["diff"] = [{"before": "", "after": "".join(f"{name}: {bundle.PARTS[name]}\n" for name in due)}]
@@ -161,8 +185,12 @@ class ActionModule(ActionBase):
             "cluster": plan["cluster"],
             "machines": sorted({host["arch"] for host in plan["hosts"].values()}),
         }
-        seal = builder.build(parts, about, update=given["update"])
-        return self._told({**result, "seal": seal}, told, f"{path} is sealed: {bundle.SUMS} has sha256 {seal}")
+        seal = _seal(path) if whole else builder.build(parts, about, update=given["update"])
+        words = f"{path} is sealed: {bundle.SUMS} has sha256 {seal}"
+        if archive is not None:
+            digest = bundle_archive.pack(path, archive, self._say)
+            words += f"; {archive} holds all of it: the file has sha256 {digest}"
+        return self._told({**result, "seal": seal}, told, words)
 
 
 def _lacking(path: Path, wanted: Iterable[tuple[str, str]]) -> list[str]:
@@ -175,6 +203,14 @@ def _lacking(path: Path, wanted: Iterable[tuple[str, str]]) -> list[str]:
         except AscentError as error:
             told.append(str(error))
     return told
+
+
+def _carries(archive: Path, seal: str) -> bool:
+    """Whether there is an archive of the bundle with this seal."""
+    try:
+        return archive.is_file() and bundle_archive.seal_of(archive) == seal
+    except AscentError:
+        return False
 
 
 def _seal(path: Path) -> str:
@@ -195,9 +231,14 @@ def _system(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _vars(system: Mapping[str, Any]) -> dict[str, Any]:
     """What the role container_engine knows of a release, found as the role finds it."""
-    folder = loader.ROOT / "roles" / "container_engine" / "vars"
     family = node.os_family(system["id"], ())
     names = (f"{system['id']}-{system['version'].partition('.')[0]}", system["id"], f"family-{family}")
+    return _role_vars("container_engine", names, system)
+
+
+def _role_vars(role: str, names: Iterable[str], system: Mapping[str, Any]) -> dict[str, Any]:
+    """The first of these files among the role's variables."""
+    folder = loader.ROOT / "roles" / role / "vars"
     for name in names:
         if (folder / f"{name}.yml").is_file():
             found: dict[str, Any] = yaml.safe_load((folder / f"{name}.yml").read_text(encoding="utf-8"))
@@ -210,3 +251,11 @@ def _engine_packages(system: Mapping[str, Any]) -> list[str]:
         return []
     known = _vars(system)
     return [*known["_container_engine_distribution"], *known["_container_engine_client"]]
+
+
+def _driver_packages(system: Mapping[str, Any]) -> list[str]:
+    """What building the driver takes there, as the role npu_driver finds it; the headers of the kernel that runs."""
+    family = node.os_family(system["id"], ())
+    known = _role_vars("npu_driver", ("debian",) if family == "debian" else (system["id"].lower(), str(family)), system)
+    kernel = re.compile(r"\{\{ *_npu_driver_system\.kernel *\}\}")
+    return [*(kernel.sub("{kernel}", name) for name in known["_npu_driver_headers"]), *known["_npu_driver_tools"]]

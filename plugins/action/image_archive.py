@@ -1,22 +1,25 @@
-"""Images from a directory on the controller: their digests, and their parts onto the host that hands them on."""
+"""Images from an archive on the controller: their digests, and their parts onto the host that hands them on."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
 
 from ascent import image_pulls
 from ascent.errors import AscentError
 from ascent.findings import finding, message
-from ascent_controller import image_archive
+from ascent_controller import image_archive, saved_images
+from ascent_controller.progress import Progress
 
 #: More of a host's disk is left free than this, beside the parts.
 _SPARE_MB = 64
 
 
 class ActionModule(ActionBase):
-    """``archive`` is the directory, as `ascent_controller.image_archive` describes it.
+    """``archive`` is a directory as `ascent_controller.image_archive` describes it, or files of ``docker save``
+    (`ascent_controller.saved_images`).
 
     With ``references``: their digests, in ``digests``, as the module ``image_lookup`` returns them; ``machine`` is what
     the images have to be for. With ``images``, a list of ``{"reference", "digest", "machines"}``: the parts that hosts
@@ -41,13 +44,23 @@ class ActionModule(ActionBase):
         )
         self._host = str(self._task_vars.get("inventory_hostname", ""))
         found: dict[str, Any] = {"changed": False, "digests": {}, "findings": [], "copied_mb": 0}
-        if given["references"] is not None:
-            self._lookup(given, found)
+        wanted = given["references"] or [str(image["reference"]) for image in given["images"]]
+        try:
+            given = {**given, "archive": str(saved_images.layout_of(given["archive"], self._say))}
+        except (AscentError, OSError) as error:
+            found["findings"].append(image_pulls.explain(", ".join(wanted), str(error), self._host))
         else:
-            self._copy(given, found)
+            if given["references"] is not None:
+                self._lookup(given, found)
+            else:
+                self._copy(given, found)
         if found["findings"]:
             found.update(changed=False, failed=True, msg=message(found["findings"]))
         return {**result, **found}
+
+    @staticmethod
+    def _say(line: str) -> None:
+        Display().display(f"    {line}")
 
     def _lookup(self, given: dict[str, Any], found: dict[str, Any]) -> None:
         for reference in given["references"]:
@@ -67,6 +80,12 @@ class ActionModule(ActionBase):
         parts: dict[str, int] = {}
         for image in given["images"]:
             try:
+                if image["digest"] not in (held := image_archive.images(given["archive"])).values():
+                    names = ", ".join(f"{name} as {digest}" for name, digest in sorted(held.items()))
+                    raise AscentError(
+                        f"{given['archive']} does not have {image['digest']}, which the generation has locked; "
+                        f"it has {names or 'none'}; images_update=true takes what it has"
+                    )
                 for machine in image["machines"]:
                     architecture = image_pulls.ARCHITECTURES.get(machine, machine)
                     parts |= image_archive.blobs(given["archive"], image["digest"], architecture)
@@ -92,10 +111,12 @@ class ActionModule(ActionBase):
             names = ", ".join(image["reference"] for image in given["images"])
             found["findings"].append(image_pulls.explain(names, str(error), self._host))
             return
+        progress = Progress(f"images to {self._host}", sum(parts[digest] for digest in missing), self._say)
         for digest in missing:
             self._bring(given, digest, found)
             if found.get("failed"):
                 return
+            progress.add(parts[digest])
         found["copied_mb"] = wanted_mb
 
     def _bring(self, given: dict[str, Any], digest: str, found: dict[str, Any]) -> None:

@@ -133,10 +133,11 @@ class Builder:
             systems[suite] = self._image("os", {"BASE": self._base(suite)})
             nodes[suite] = self._image("node", {"OS": systems[suite]}, sources)
         base = self._base(DEFAULT_SUITE)
-        services = self._image("services", {"BASE": base, "OS": systems[DEFAULT_SUITE]})
+        kernel = platform.release()
+        services = self._image("services", {"BASE": base, "OS": systems[DEFAULT_SUITE], "KERNEL": kernel})
         wanted = [ROOT / "images/services" / name for name in ("packages.txt", "make_repository.py")]
         repositories = {
-            suite: self._image("repository", {"OS": system, "SUITE": suite}, wanted, "services")
+            suite: self._image("repository", {"OS": system, "SUITE": suite, "KERNEL": kernel}, wanted, "services")
             for suite, system in systems.items()
             if suite != DEFAULT_SUITE
         }

@@ -21,13 +21,15 @@ from tests.unit.registry_server import Site, digest, serve
 
 
 class Docker:
-    """An engine: its images by digest, and the message with which its next pull fails."""
+    """An engine: its images by digest, what it says of a pull, and the message with which its next one fails."""
 
     def __init__(self) -> None:
         self.images: dict[str, list[str]] = {}
         self.tags: list[str] = []
         self.pulls: list[str] = []
         self.fails = ""
+        #: What it says while it pulls.
+        self.tells: list[dict[str, Any]] = []
 
 
 @pytest.fixture
@@ -41,8 +43,8 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Docker]:
         def address_string(self) -> str:
             return "engine"
 
-        def answer(self, code: int, value: Any) -> None:
-            content = json.dumps(value).encode()
+        def answer(self, code: int, *values: Any) -> None:
+            content = "\n".join(map(json.dumps, values)).encode()
             self.send_response(code)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -65,7 +67,7 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Docker]:
                     self.answer(200, {"error": engine.fails})
                     return
                 engine.images[query["tag"]] = [engine.pulls[-1]]
-                self.answer(200, {"status": "Pull complete"})
+                self.answer(200, *engine.tells, {"status": "Pull complete"})
             else:
                 engine.tags.append(f"{query['repo']}:{query['tag']}")
                 self.answer(201, None)
@@ -112,6 +114,38 @@ def test_check_then_pull_then_nothing(docker: Docker, site: Site, run_module: An
 
     again = run_module(image_pull, wish(site, image))
     assert (again["changed"], again["names"], len(docker.pulls)) == (False, done["names"], 1)
+
+
+def test_how_far_a_pull_is_lies_in_a_file_while_it_runs(
+    docker: Docker, site: Site, run_module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = [b"a" * 1000, b"b" * 3000]
+    first, second = (digest(layer).partition(":")[2][:12] for layer in layers)
+    states: list[dict[str, Any]] = []
+    monkeypatch.setattr(image_pulls.Progress, "_write", lambda self: states.append(self.state()))
+    clock = iter(range(1, 100))
+    monkeypatch.setattr(image_pulls.time, "monotonic", lambda: float(next(clock) * 2))
+    docker.tells = [
+        {"status": "Pulling from a/b", "id": "v1"},
+        {"status": "Already exists", "id": first},
+        {"status": "Downloading", "id": second, "progressDetail": {"current": 1500, "total": 3000}},
+        {"status": "Download complete", "id": second},
+    ]
+    run_module(image_pull, wish(site, site.image("v1", layers)))
+    assert [(one["bytes_done"], one["bytes"], one["phase"]) for one in states] == [
+        (1000, 4000, "fetch"),
+        (2500, 4000, "fetch"),
+        (4000, 4000, "unpack"),
+    ]
+
+
+def test_the_file_is_gone_when_the_pull_has_ended(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "images.json"
+    progress = image_pulls.Progress("a:v1", {"sha256:" + "0" * 64: 10}, str(path))
+    progress.heed({"status": "Downloading", "id": "0" * 12, "progressDetail": {"current": 4}})
+    assert json.loads(path.read_text()) == {"reference": "a:v1", "bytes_done": 4, "bytes": 10, "phase": "fetch"}
+    progress.end()
+    assert list(path.parent.iterdir()) == []
 
 
 def test_an_image_is_known_under_the_name_that_the_cluster_gave_it(docker: Docker, site: Site, run_module: Any) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from ascent_controller import bundle_archive
 
 ROOT = Path(__file__).resolve().parents[2]
 INVENTORY = ROOT / "tests/offline/inventory"
@@ -84,7 +87,10 @@ class Site:
 
     def __init__(self, work: Path) -> None:
         self.work = work
-        self.bundle = work / SEALED
+        #: The one file that is carried to the site, and the directory that it becomes there.
+        self.made = work / "outside" / f"{SEALED}.tar"
+        self.archive = work / "site" / f"{SEALED}.tar"
+        self.bundle = work / "site" / SEALED
         self.suite = work / "suite"
         self.seal = ""
 
@@ -95,9 +101,10 @@ class Site:
         """Make the bundle, where there is a network."""
         systems = [{"id": "debian", "version": "12", "machine": os.uname().machine, "host": "off-01"}]
         variables = {
-            "bundle": str(self.bundle),
+            "bundle": str(self.made),
             "bundle_systems": systems,
             "npu_driver_source": str(self.work / "packages"),
+            "cann_source": str(self.work / "packages"),
             "bundle_weights": str(self.work / "weights"),
         }
         program = str(Path(sys.executable).with_name("ansible-playbook"))
@@ -116,7 +123,7 @@ class Site:
         return run("ip", "netns", "exec", NAMESPACE, *argv, cwd=place, env=environment, check=check)
 
     def deploy(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        argv = ["ansible-playbook", "-i", str(INVENTORY), "deploy.yml", "-e", f"bundle={self.bundle}", *arguments]
+        argv = ["ansible-playbook", "-i", str(INVENTORY), "deploy.yml", "-e", f"bundle={self.archive}", *arguments]
         return self.inside(*argv, check=check)
 
 
@@ -134,8 +141,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         files = sorted(packages.glob("*.run"))
         sums = "".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
         (packages / "SHA256SUMS").write_text(sums)
+        made.made.parent.mkdir()
         made.make()
-        made.seal = (made.bundle / "SEAL").read_text().split()[0]
+        made.seal = bundle_archive.seal_of(made.made)
+        made.archive.parent.mkdir()
+        shutil.copy(made.made, made.archive)
         cut()
         yield made
     finally:
@@ -184,10 +194,33 @@ def test_nothing_is_reached_but_the_nodes(site: Site) -> None:
 
 
 def test_the_bundle_makes_a_controller(site: Site) -> None:
-    site.inside(str(site.bundle / "setup"), str(site.suite))
+    """Out of the one file: nothing is unpacked by hand."""
+    setup = 'tar -xOf "$1" bundle/setup | bash -s -- "$2" "$1"'
+    site.inside("bash", "-o", "pipefail", "-c", setup, "setup", str(site.archive), str(site.suite))
     listed = site.inside(str(site.suite / ".venv/bin/ansible-galaxy"), "collection", "list", "community.docker").stdout
     assert "community.docker" in listed
     assert (site.suite / "deploy.yml").is_file()
+
+
+def test_a_damaged_file_is_not_unpacked(site: Site) -> None:
+    whole = site.archive.read_bytes()
+    place = whole.index(b"sha256", whole.index(b"bundle/images/index.json"))
+    site.archive.write_bytes(whole[:place] + b"sha255" + whole[place + 6 :])
+    try:
+        failed = site.deploy("--tags", "preflight", check=False)
+    finally:
+        site.archive.write_bytes(whole)
+    assert failed.returncode != 0
+    assert "bundle-changed" in failed.stdout, failed.stdout[-4000:]
+    assert "images/index.json" in failed.stdout
+    assert not site.bundle.exists()
+    assert "Read the nodes" not in failed.stdout
+
+
+def test_the_file_becomes_a_directory_once(site: Site) -> None:
+    """No stage runs here: the plan alone unpacks it."""
+    site.deploy("--tags", "none")
+    assert (site.bundle / "SEAL").read_text().split()[0] == site.seal
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "surplus"])
@@ -222,12 +255,20 @@ def test_the_cluster_is_deployed_from_the_bundle_alone(site: Site) -> None:
     done = site.deploy("-e", f"bundle_seal=sha256:{site.seal}")
     assert "verdict    ok" in done.stdout, done.stdout[-6000:]
     for node in NODES:
-        assert "25.5.2" in on_node(node, "cat /usr/local/Ascend/driver/version.info")
+        for part, version in (("driver", "25.5.2"), ("firmware", "7.8.0.6.201")):
+            assert version in on_node(node, f"cat /usr/local/Ascend/{part}/version.info")
+        assert on_node(node, "ls -d /usr/local/Ascend/cann-*").strip()
         images = on_node(node, "docker images --digests --format '{{.Repository}} {{.Digest}}'")
         locked = json.loads((site.bundle / "bundle.json").read_text())["parts"]["images"]["images"][0]["digest"]
         assert locked in images
         weights = on_node(node, "ls /root/.cache/modelscope/hub/models/" + MODEL)
         assert "model-00002-of-00002.safetensors" in weights
+
+
+def test_a_bare_node_got_its_driver_with_what_builds_it(site: Site) -> None:
+    state = "dpkg-query -W -f '${db:Status-Status}\n' dkms gcc make pciutils linux-headers-$(uname -r)"
+    assert set(on_node("off-01", state).split()) == {"installed"}
+    assert "25.5.2" in on_node("off-01", "npu-smi info"), "it is live, not only on the disk"
 
 
 def test_a_second_deploy_changes_nothing(site: Site) -> None:

@@ -222,3 +222,31 @@ def test_a_directory_on_the_controller_is_enough(site: Site, tmp_path: Path) -> 
     assert done.returncode == 0, done.stdout
     site.whole(*NODES)
     assert site.ask("/_site/requests") == []
+
+
+def test_a_real_rsync_daemon_is_a_source(site: Site) -> None:
+    """w-03 serves the tree, and asks for a password; w-01 has no rsync at first, and says so."""
+    install = "DEBIAN_FRONTEND=noninteractive apt-get -qq update && apt-get -qq install -y rsync >/dev/null"
+    tree = f"/srv/models/{MODEL}"
+    settings = "[models]\\npath = /srv/models\\nuid = root\\nauth users = ascent\\nsecrets file = /srv/secret\\n"
+    site.run(
+        "w-03",
+        f"{install} && mkdir -p {tree} && cp {DIRECTORY}/* {tree}/ && cd {tree} && sha256sum * >/srv/sums"
+        f" && mv /srv/sums SHA256SUMS && umask 077 && echo ascent:letmein >/srv/secret"
+        f" && printf '{settings}' >/srv/rsyncd.conf"
+        " && systemd-run --quiet --unit models rsync --daemon --no-detach --config=/srv/rsyncd.conf",
+    )
+    site.remove(*NODES)
+    mirror = ("-e", "weights_mirror=rsync://ascent@198.18.192.13/models", "-e", "weights_token=letmein")
+    done = site.play(*mirror)
+    assert done.returncode != 0
+    (found,) = [one for one in site.record("provision")["findings"] if one["severity"] == "error"]
+    assert found["host"] == "w-01"
+    assert "rsync is not installed" in str(found)
+    assert "letmein" not in done.stdout
+    site.run("w-01", install)
+    done = site.play(*mirror)
+    assert done.returncode == 0, done.stdout
+    site.whole(*NODES)
+    assert site.asked() == []
+    site.run("w-03", "systemctl stop models")

@@ -6,6 +6,7 @@ import copy
 import doctest
 import hashlib
 import http.server
+import importlib.util
 import json
 import os
 import subprocess
@@ -572,6 +573,43 @@ def test_a_run_stops_at_a_broken_seal(sealed: Path, tmp_path: Path) -> None:
     assert broken.rc != 0
     assert "bundle-changed" in broken.output
     assert "wheels/a.whl" in broken.output
+
+
+SYSTEMS = [
+    ("debian", "12"),
+    ("ubuntu", "22.04"),
+    ("openEuler", "22.03"),
+    ("kylin", "V10"),
+    ("rocky", "9.4"),
+    ("centos", "8"),
+]
+
+
+@pytest.mark.parametrize(("name", "version"), SYSTEMS)
+def test_what_a_driver_is_built_with_belongs_in(name: str, version: str) -> None:
+    """By release; the headers are those of the kernel that runs where they are downloaded."""
+    action = load_action()
+    found = action._driver_packages({"id": name, "version": version})
+    assert {"gcc", "make", "pciutils", "net-tools"} <= set(found)
+    assert ("dkms" in found) == (name not in ("rocky", "centos")), "those have none"
+    headers = [one for one in found if "{kernel}" in one]
+    assert headers == (
+        ["linux-headers-{kernel}"]
+        if name in ("debian", "ubuntu")
+        else ["kernel-devel-{kernel}", "kernel-headers-{kernel}"]
+    )
+    assert not any("{{" in one for one in found)
+
+
+def load_action() -> Any:
+    """The action plugin as a module; Ansible has no package for it."""
+    path = playbook_runs.ROOT / "plugins/action/bundle.py"
+    spec = importlib.util.spec_from_file_location("bundle_action", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_a_run_verifies_before_it_reads_any_node() -> None:

@@ -2,8 +2,8 @@
 
 A bundle is a directory: parts as folders and files, ``bundle.json`` that describes them, ``SHA256SUMS`` over every
 file, and ``SEAL`` with the checksum of ``SHA256SUMS``. Both lists are in the form of sha256sum(1), so that they can be
-checked with nothing but that program. A directory rather than one archive: hundreds of GB of weights can then be
-copied, resumed and looked into with any tool.
+checked with nothing but that program. Hundreds of GB of weights can then be copied, resumed and looked into with any
+tool. Where one file is easier to carry, `bundle_archive` makes one of the directory.
 """
 
 from __future__ import annotations

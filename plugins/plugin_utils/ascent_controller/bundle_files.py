@@ -63,6 +63,10 @@ class Kept:
             self._known[name] = [*mark, digest]
         return digest
 
+    def remember(self, name: str, file: Path, digest: str) -> None:
+        """Take note of a checksum that was computed while the file was written."""
+        self._known[name] = [*_mark(file), digest]
+
     def save(self) -> None:
         """Write what is known; a cache that can't be written costs time, and nothing else."""
         try:

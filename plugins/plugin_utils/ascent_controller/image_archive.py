@@ -12,7 +12,7 @@ digest of its registry, and no byte of it goes unchecked. An index may come with
 
 from __future__ import annotations
 
-__all__ = ["NAME", "DigestError", "blobs", "check", "find", "images", "path", "platforms", "save"]
+__all__ = ["NAME", "DigestError", "blobs", "check", "find", "images", "name_image", "path", "platforms", "save"]
 
 import hashlib
 import json
@@ -81,7 +81,7 @@ def save(
                 _receive(store, source, parts.repository, blob, progress)
         store.add(manifest)
     store.add(top)
-    _name(Path(directory), reference, digest, top)
+    name_image(Path(directory), reference, digest, top)
     return digest
 
 
@@ -173,7 +173,7 @@ def _index(directory: Path) -> dict[str, Any]:
     return index
 
 
-def _name(directory: Path, reference: str, digest: str, manifest: bytes) -> None:
+def name_image(directory: Path, reference: str, digest: str, manifest: bytes) -> None:
     """Enter an image into the index under its name; the name's former image is no longer called so."""
     index: dict[str, Any] = {"schemaVersion": 2, "manifests": []}
     if (directory / "index.json").exists():

@@ -36,8 +36,8 @@ class Case:
         return "-".join([self.fault, self.stage, *self.arguments])
 
 
-def _plan(fault: str, finding: str, fix: str, recipe: dict[str, Any], *, quick: bool = False) -> Case:
-    return Case(fault, "plan", finding, None, fix, recipe=recipe, quick=quick)
+def _plan(fault: str, finding: str, fix: str, recipe: dict[str, Any], host: str | None = None, **more: Any) -> Case:
+    return Case(fault, "plan", finding, host, fix, recipe=recipe, **more)
 
 
 def _node(stage: str, fault: str, finding: str, node: str, fix: str, *arguments: str, **more: Any) -> Case:
@@ -64,7 +64,7 @@ FORCE = ("-e", "verify=force", "-e", "fabric_collectives=never")
 CASES = (
     # Before any node is touched.
     _plan("D04", "devices-too-few", "lower tensor_parallel or data_parallel", {"pools.decode.data_parallel": 40}),
-    _plan("E02", "port-clash", "move one of the two", {"router.port": 30060}),
+    _plan("E02", "port-clash", "move one of the two", {"router.port": 30060}, "d-01"),
     _plan("E01", "kv-port-in-transport-window", "set kv_port to 36001 or more", {"pools.decode.kv_port": 20500}),
     _plan("D20", "engine-option-unknown", "write max-num-seqs", {"pools.decode.args": {"max-num-seq": 8}}, quick=True),
     _plan("E09", "pd-tensor-parallel-ratio", "a multiple of the decode size", {"pools.prefill.tensor_parallel": 1}),

@@ -72,6 +72,7 @@ class Node:
             "settle": 0.2,
             "fresh": 900,
             "tail": 100,
+            "last": False,
             "clock": True,
             "doing": False,
         }

@@ -11,6 +11,7 @@ Request::
      "units": the same for units of systemd,
      "health": [{"name": the asker's, "url", "known": bool | null, "models": url | null}],   known: what is believed
      "fatal": [regex, ...],                                              lines worth an answer at once
+     "begun": seconds since 1970 by the node's clock | null,             what restarted ones said before is history
      "last": bool,                                                       only what is there by now, and at once
      "clock": bool, "doing": bool,                                       whether to tell the time and what processes do
      "wait": seconds, "settle": seconds that a line may wait for others, "fresh": seconds, "tail": lines}
@@ -379,9 +380,19 @@ class _Follower:
             began = time.time()
         else:
             began = time.time() - (self.request["fresh"] if state["restarts"] else state["age"] + 1)
+            if state["restarts"] and self.request["begun"] is not None:
+                began = max(began, self.request["begun"])
         command = ["journalctl", "--unit", name, "--output=json", "--output-fields=MESSAGE,_PID", "--all"]
         command += ["--lines", str(self.request["tail"]), f"--since=@{began:.6f}"]
         self._open(name, command + (["--follow"] if self._goes_on(name) else []))
+
+    def _first_start(self, state: Dict[str, Any]) -> Optional[str]:
+        """When a container that was restarted may have been started: its log keeps what earlier launches ended in."""
+        begun = self.request["begun"]
+        if begun is None or (_moment(state["created"]) or 0.0) > begun:
+            created: Optional[str] = state["created"]
+            return created
+        return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(begun)) + f"{begun % 1:.9f}"[1:] + "Z"
 
     def _open_log(self, name: str) -> None:
         self.after[name] = self.since[name]
@@ -392,7 +403,7 @@ class _Follower:
         since = self.since[name]
         if since is None:
             # A container that was restarted tells its first failure, which is the one to read.
-            since = state["created"] if state["restarts"] else state["started"]
+            since = self._first_start(state) if state["restarts"] else state["started"]
             if state["state"] == "running" and _age(state["started"]) > self.request["fresh"]:
                 since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         follow = ["--follow"] if self._goes_on(name) else []

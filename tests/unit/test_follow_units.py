@@ -73,6 +73,7 @@ class Node:
             "fresh": 900,
             "tail": 100,
             "last": False,
+            "begun": None,
             "clock": True,
             "doing": False,
         }

@@ -107,12 +107,12 @@ class Node:
             "http_proxy": "http://127.0.0.1:9",
         }
 
-    def container(self, name, state="running", code=0, restarts=0, started=0.0, oom=False, pid=0):
+    def container(self, name, state="running", code=0, restarts=0, started=0.0, oom=False, pid=0, created=None):
         value = {
             "Name": f"/{name}",
             "Id": name * 2,
             "RestartCount": restarts,
-            "Created": stamp(started - 1),
+            "Created": stamp(started - 1 if created is None else created),
             "State": {"Status": state, "ExitCode": code, "OOMKilled": oom, "StartedAt": stamp(started), "Pid": pid},
         }
         temporary = self.home / f"{name}.tmp"
@@ -148,6 +148,7 @@ class Node:
             "fresh": 900,
             "tail": 100,
             "last": wanted.get("last", False),
+            "begun": wanted.get("begun"),
             "clock": wanted.get("clock", False),
             "doing": wanted.get("doing", False),
         }
@@ -296,6 +297,16 @@ def test_what_processes_are_doing_is_told_without_their_arguments(node):
     assert told["state"] in "SRD"
     assert told["cpu"] >= 0
     assert told["read"] >= 0
+
+
+def test_what_a_restarted_container_said_in_earlier_launches_is_history(node):
+    node.container("a", restarts=3, started=-1, created=-3600)
+    node.say("a", "OSError: libatb.so: cannot open", at=-3000)
+    node.say("a", "ZMQError: Address already in use", at=-10)
+    told = node.ask("a", begun=time.time() - 60)
+    assert [line.partition(" ")[2] for line in told["lines"]["a"]] == ["ZMQError: Address already in use"]
+    # Without a reading of the node, nobody knows where this launch begins.
+    assert len(node.ask("a")["lines"]["a"]) == 2
 
 
 def test_a_last_look_reads_what_is_there_and_follows_nothing(node):

@@ -120,7 +120,10 @@ class Watch:
         timeout: float = 1800,
         stall: float = 600,
         grace: float = _GRACE,
+        begun: Mapping[str, float] | None = None,
     ) -> None:
+        """``begun``: a moment before the launch, in seconds since 1970 by each host's clock."""
+        self.begun = dict(begun or {})
         self.catalogue = catalogue
         self.started = now
         self.timeout = timeout
@@ -180,6 +183,7 @@ class Watch:
             if any(process.state or process.url for process in mine)
             else 0.0,
             "last": last,
+            "begun": self.begun.get(host),
             "clock": host not in self._ahead,
             "doing": any(not self._is_ready(process) and now >= process.moved_at + quiet for process in mine),
             "settle": _SETTLE,

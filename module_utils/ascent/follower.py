@@ -11,6 +11,8 @@ Request::
      "units": the same for units of systemd,
      "health": [{"name": the asker's, "url", "known": bool | null, "models": url | null}],   known: what is believed
      "fatal": [regex, ...],                                              lines worth an answer at once
+     "begun": seconds since 1970 by the node's clock | null,             what restarted ones said before is history
+     "last": bool,                                                       only what is there by now, and at once
      "clock": bool, "doing": bool,                                       whether to tell the time and what processes do
      "wait": seconds, "settle": seconds that a line may wait for others, "fresh": seconds, "tail": lines}
 
@@ -18,7 +20,7 @@ A container that runs for longer than ``fresh`` has its log read from now on; wh
 
 Answer::
 
-    {"reason": "exit" | "fatal" | "health" | "lines" | "wait" | "gone", "error": null | text,
+    {"reason": "exit" | "fatal" | "health" | "lines" | "wait" | "last" | "gone", "error": null | text,
      "containers": {name: {"state", "id", "exit_code", "restarts", "oom", "ended"}},   units too; "missing" without one
      "lines": {name: ["<stamp> <text>", ...]},                                 new ones only, oldest first
      "health": {name: {"ok", "detail", "says": the body, when it is an object of JSON, "models": [id, ...] | null}},
@@ -31,7 +33,7 @@ runs: ``waits`` is the kernel function that one sleeps in, ``read`` what it has 
 
 from __future__ import annotations
 
-__all__ = ["MARK", "follow", "main"]
+__all__ = ["MARK", "follow", "main", "padded"]
 
 import calendar
 import json
@@ -289,7 +291,7 @@ def _read(path: str) -> str:
         return ""
 
 
-def _padded(stamp: str) -> str:
+def padded(stamp: str) -> str:
     """Docker leaves out trailing zeros of a stamp; padded ones sort as text."""
     seconds, _, fraction = stamp.rstrip("Z").partition(".")
     return seconds + "." + fraction.ljust(9, "0")
@@ -311,6 +313,8 @@ class _Follower:
         self.since: Dict[str, Optional[str]] = {
             entry["name"]: entry["since"] for entry in request["containers"] + request["units"]
         }
+        # Where the stream that is open begins: lines of one moment are all taken.
+        self.after = dict(self.since)
         self.lines: Dict[str, List[str]] = {name: [] for name in self.names}
         self.oldest: Optional[float] = None
         self.is_fatal = False
@@ -328,10 +332,10 @@ class _Follower:
             thread.start()
         try:
             # Events first: what happens between the two calls is then in one of them.
-            if self.containers:
+            if self.containers and not self.request["last"]:
                 self._open("", ["docker", "events", "--filter", "type=container", "--format", "{{json .}}"])
             self.states = self._look()
-            reason = self._at_first(deadline)
+            reason = self._all_there(deadline) if self.request["last"] else self._at_first(deadline)
             while reason is None:
                 reason = self._step(deadline)
             if reason in ("exit", "fatal"):
@@ -376,11 +380,22 @@ class _Follower:
             began = time.time()
         else:
             began = time.time() - (self.request["fresh"] if state["restarts"] else state["age"] + 1)
+            if state["restarts"] and self.request["begun"] is not None:
+                began = max(began, self.request["begun"])
         command = ["journalctl", "--unit", name, "--output=json", "--output-fields=MESSAGE,_PID", "--all"]
         command += ["--lines", str(self.request["tail"]), f"--since=@{began:.6f}"]
-        self._open(name, command + (["--follow"] if state["state"] == "running" else []))
+        self._open(name, command + (["--follow"] if self._goes_on(name) else []))
+
+    def _first_start(self, state: Dict[str, Any]) -> Optional[str]:
+        """When a container that was restarted may have been started: its log keeps what earlier launches ended in."""
+        begun = self.request["begun"]
+        if begun is None or (_moment(state["created"]) or 0.0) > begun:
+            created: Optional[str] = state["created"]
+            return created
+        return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(begun)) + f"{begun % 1:.9f}"[1:] + "Z"
 
     def _open_log(self, name: str) -> None:
+        self.after[name] = self.since[name]
         if name in self.units:
             self._open_journal(name)
             return
@@ -388,12 +403,24 @@ class _Follower:
         since = self.since[name]
         if since is None:
             # A container that was restarted tells its first failure, which is the one to read.
-            since = state["created"] if state["restarts"] else state["started"]
+            since = self._first_start(state) if state["restarts"] else state["started"]
             if state["state"] == "running" and _age(state["started"]) > self.request["fresh"]:
                 since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        follow = ["--follow"] if state["state"] == "running" else []
+        follow = ["--follow"] if self._goes_on(name) else []
         command = ["docker", "logs", "--timestamps", "--tail", str(self.request["tail"]), *follow]
         self._open(name, command + (["--since", since] if since else []) + [name])
+
+    def _goes_on(self, name: str) -> bool:
+        return self.states[name]["state"] == "running" and not self.request["last"]
+
+    def _all_there(self, deadline: float) -> str:
+        """Read every log to its present end."""
+        for name in self.names:
+            if self.states[name]["state"] != "missing":
+                self._open_log(name)
+        while self.streams and time.monotonic() < deadline:
+            self._read(max(0.0, deadline - time.monotonic()))
+        return "last"
 
     def _at_first(self, deadline: float) -> Optional[str]:
         """A dead container or a service that is up already need no following."""
@@ -474,8 +501,8 @@ class _Follower:
     def _take(self, name: str, line: str) -> None:
         line = line[:_LINE_CHARACTERS]
         stamp = line.partition(" ")[0]
-        since = self.since[name]
-        if since is not None and _padded(stamp) <= _padded(since):
+        after = self.after[name]
+        if after is not None and padded(stamp) <= padded(after):
             return
         self.since[name] = stamp
         self.lines[name].append(line)

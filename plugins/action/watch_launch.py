@@ -6,6 +6,7 @@ A module can't do this: it neither streams nor sees its peers, and one host's fa
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
@@ -13,6 +14,12 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ascent_controller import connections, signatures, watch
+
+
+def _readings(hosts: Mapping[str, Any]) -> dict[str, float]:
+    """When this run read each node, by the node's own clock."""
+    clocks = {host: (hosts[host].get("ascent_node") or {}).get("clock") or {} for host in hosts}
+    return {host: clock["last"] for host, clock in clocks.items() if clock.get("last") is not None}
 
 
 class ActionModule(ActionBase):
@@ -44,7 +51,12 @@ class ActionModule(ActionBase):
             result["msg"] = "check mode: nothing was started, so there is nothing to watch"
             return result
         state = watch.Watch(
-            plan, signatures.load(), time.monotonic(), timeout=options["timeout"], stall=options["stall"]
+            plan,
+            signatures.load(),
+            time.monotonic(),
+            timeout=options["timeout"],
+            stall=options["stall"],
+            begun=_readings(variables["hostvars"]),
         )
         unknown = [host for host in state.hosts if host not in variables["hostvars"]]
         if unknown:

@@ -93,7 +93,7 @@ class Site:
         """End containers of the cluster, so that the next launch starts them again, or remove them."""
         verb = "rm -f" if remove else "stop -t 0"
         for node in self.cluster.sandbox.nodes:
-            asked = "; ".join(f"docker ps -q --filter label=ascent.process={process}" for process in processes)
+            asked = "; ".join(f"docker ps -aq --filter label=ascent.process={process}" for process in processes)
             self.shell(node.name, f"({asked}) | xargs -r docker {verb} >/dev/null")
         self.serving = False
 

@@ -109,7 +109,7 @@ def test_an_unknown_failure_still_has_lines_that_tell_of_it():
 
 def test_a_waiting_head_is_no_cause_when_something_died():
     logs = {
-        "head": "2026-08-22T10:00:00Z Waiting for 0 local, 8 remote core engine proc(s) to start.\n",
+        "head": "2026-08-22T10:00:00Z Waiting for 0 local, 8 remote core engine proc(s) to connect.\n",
         "worker": "2026-08-22T10:00:30Z libatb.so: cannot open shared object file\n",
     }
     assert ids(diagnosis.diagnose_all(logs, CATALOGUE)) == ["B02", "D03"]

@@ -72,6 +72,8 @@ class Node:
             "settle": 0.2,
             "fresh": 900,
             "tail": 100,
+            "last": False,
+            "begun": None,
             "clock": True,
             "doing": False,
         }

@@ -187,6 +187,18 @@ def test_who_holds_a_port_is_named(plan, nodes):
     assert "held by pid 4711 (python3 -m http.server) in container somebody" in first["evidence"]
 
 
+def test_a_port_that_somebody_took_beside_what_runs_is_named(plan, nodes):
+    port, one = api_port(plan, "n001"), nodes["n001"]
+    one["container_engine"]["containers"] = [{"name": "ascent-c-head", "state": "running", "labels": {}}]
+    one["network"].update(listening=[port], owners={str(port): 4711})
+    one["processes"]["4711"] = {"command": "vllm serve", "container": "ascent-c-head"}
+    assert found(plan, nodes)[0] == []
+    one["processes"]["4711"] = {"command": "python3 -m http.server", "container": None}
+    assert found(plan, nodes)[0] == [("D01", "error", "n001")]
+    one["network"]["owners"] = {}
+    assert found(plan, nodes)[0] == [], "nobody knows who holds it"
+
+
 def test_an_interface_without_link_is_no_way_out(plan, nodes):
     nic = plan["hosts"]["n001"]["nic"]
     nodes["n001"]["network"]["nics"][nic]["state"] = "unknown"

@@ -107,12 +107,12 @@ class Node:
             "http_proxy": "http://127.0.0.1:9",
         }
 
-    def container(self, name, state="running", code=0, restarts=0, started=0.0, oom=False, pid=0):
+    def container(self, name, state="running", code=0, restarts=0, started=0.0, oom=False, pid=0, created=None):
         value = {
             "Name": f"/{name}",
             "Id": name * 2,
             "RestartCount": restarts,
-            "Created": stamp(started - 1),
+            "Created": stamp(started - 1 if created is None else created),
             "State": {"Status": state, "ExitCode": code, "OOMKilled": oom, "StartedAt": stamp(started), "Pid": pid},
         }
         temporary = self.home / f"{name}.tmp"
@@ -147,6 +147,8 @@ class Node:
             "settle": settle,
             "fresh": 900,
             "tail": 100,
+            "last": wanted.get("last", False),
+            "begun": wanted.get("begun"),
             "clock": wanted.get("clock", False),
             "doing": wanted.get("doing", False),
         }
@@ -297,6 +299,29 @@ def test_what_processes_are_doing_is_told_without_their_arguments(node):
     assert told["read"] >= 0
 
 
+def test_what_a_restarted_container_said_in_earlier_launches_is_history(node):
+    node.container("a", restarts=3, started=-1, created=-3600)
+    node.say("a", "OSError: libatb.so: cannot open", at=-3000)
+    node.say("a", "ZMQError: Address already in use", at=-10)
+    told = node.ask("a", begun=time.time() - 60)
+    assert [line.partition(" ")[2] for line in told["lines"]["a"]] == ["ZMQError: Address already in use"]
+    # Without a reading of the node, nobody knows where this launch begins.
+    assert len(node.ask("a")["lines"]["a"]) == 2
+
+
+def test_a_last_look_reads_what_is_there_and_follows_nothing(node):
+    node.container("a")
+    node.say("a", "first", "OSError: libatb.so: cannot open", at=0.01)
+    node.container("b", "exited", 1)
+    node.say("b", "the end", at=0.01)
+    began = time.monotonic()
+    told = node.ask("a", "b", wait=20, last=True)
+    assert told["reason"] == "last"
+    assert {name: len(lines) for name, lines in told["lines"].items()} == {"a": 2, "b": 1}
+    assert "--follow" not in (node.home / "calls").read_text()
+    assert time.monotonic() - began < 15
+
+
 def test_docker_that_fails_is_an_error_and_nothing_is_left_behind(node, tmp_path):
     (tmp_path / "bin" / "docker").write_text("#!/bin/sh\necho 'Cannot connect to the Docker daemon' >&2\nexit 1\n")
     assert "Cannot connect" in node.ask("a")["error"]
@@ -413,7 +438,7 @@ def test_services_without_a_health_address_and_nodes_of_ray_are_ready_when_they_
     assert "etcd: ready" in line
     assert "serve-0: ray-head joined, ray-worker-1 joined, head ready" in line
     look("n1", 111.0, ok=["router", "serve-0-head"], state_of="exited")
-    assert state.verdict(114.0) == "failed"
+    assert state.verdict(115.0) == "failed"
 
 
 def test_progress_names_only_what_moved():
@@ -448,7 +473,7 @@ def test_the_first_exit_ends_it_after_a_moment_for_the_others():
     assert state.verdict(110.5) is None
     echo = ["2026-01-01T00:00:09Z Engine core initialization failed"]
     state.absorb("n2", answer("n2", state="exited", code=1, lines=echo), 111.0)
-    assert state.verdict(113) == "failed"
+    assert state.verdict(115) == "failed"
     found = state.findings()
     assert [(item["id"], item["host"]) for item in found] == [("C01", "n3"), ("process-exited", "n2")]
     assert "EI0006" in found[0]["evidence"]
@@ -456,17 +481,32 @@ def test_the_first_exit_ends_it_after_a_moment_for_the_others():
     assert found[0]["fix"]
 
 
+def test_a_failure_is_over_when_every_host_has_handed_in_its_lines():
+    state = started()
+    ends(state, "n2", ["2026-01-01T00:00:09Z [EI0006] wait socket establish timeout"], 110.0)
+    for host in ("n1", "n2"):
+        state.absorb(host, {**answer(host), "reason": "last"}, 110.5)
+    assert state.verdict(110.5) is None
+    # The line that explains it is the last to arrive, and one that came before does not count twice.
+    cause = ["2026-01-01T00:00:05Z libatb.so: cannot open shared object file"]
+    for _ in range(2):
+        state.absorb("n3", {**answer("n3", lines=cause), "reason": "last"}, 111.0)
+    assert state.verdict(111.0) == "failed"
+    assert state.findings()[0]["id"] == "B02"
+    assert len(state.processes["decode-0-headless-1"].lines) == 1
+
+
 def test_a_fatal_line_ends_it_while_the_container_still_runs():
     state = started()
     state.absorb("n1", answer("n1", lines=["2026-01-01T00:00:05Z zmq.error.ZMQError: Address already in use"]), 110.0)
-    assert state.verdict(113) == "failed"
+    assert state.verdict(115) == "failed"
     assert [item["id"] for item in state.findings()] == ["E01"]
 
 
 def test_a_wrapper_alone_is_told_without_a_cause():
     state = started()
     state.absorb("n1", answer("n1", lines=["2026-01-01T00:00:05Z EngineCore failed to start."]), 110.0)
-    assert state.verdict(113) == "failed"
+    assert state.verdict(115) == "failed"
     assert [(item["id"], item["host"]) for item in state.findings()] == [("start-failed", "n1")]
 
 
@@ -510,6 +550,18 @@ def test_the_first_cause_is_found_though_clocks_differ():
         )
 
 
+def test_figures_tell_when_things_last_went_on_and_when_processes_ended():
+    state = started()
+    state.absorb("n1", answer("n1", lines=["2026-01-01T00:00:01Z Loading safetensors checkpoint shards: 50%"]), 107.0)
+    told = answer("n3", state="exited", code=1)
+    told["containers"]["ascent-decode-0-headless-1"]["ended"] = 1767225609.5
+    state.absorb("n3", {**told, "clock": {"system": 0.0, "docker": 1767225610.5}}, 110.0, 1767225600.5)
+    figures = state.metrics(112.0)
+    assert (figures["seconds"], figures["progress_seconds"], figures["ready_seconds"]) == (12.0, 7.0, None)
+    assert figures["processes"]["decode-0-headless-1"]["ended"] == 1767225599.5, "by the controller's clock"
+    assert figures["processes"]["decode-0-head"]["ended"] is None
+
+
 def test_a_silent_end_before_the_first_telling_line_comes_first():
     state = started()
     echo = ["2026-01-01T00:00:09Z [EI0006] wait socket establish timeout"]
@@ -530,7 +582,10 @@ def test_who_lost_its_group_says_so():
 
 def test_what_was_overcome_on_the_way_is_no_finding():
     state = started()
-    lines = ["2026-01-01T00:00:01Z Waiting for 8 local, 8 remote core engine proc(s)", "2026-01-01T00:00:02Z go on"]
+    lines = [
+        "2026-01-01T00:00:01Z Waiting for 8 local, 8 remote core engine proc(s) to connect.",
+        "2026-01-01T00:00:02Z go on",
+    ]
     state.absorb("n2", answer("n2", lines=lines), 102.0)
     state.absorb("n1", answer("n1", state="exited", code=1), 110.0)
     (found,) = state.findings()
@@ -560,7 +615,7 @@ def test_a_failure_nobody_knows_says_so_and_shows_the_lines_that_tell_most():
 def test_a_restart_by_policy_is_a_failure():
     state = started()
     state.absorb("n1", answer("n1", restarts=1), 110.0)
-    assert state.verdict(113) == "failed"
+    assert state.verdict(115) == "failed"
     assert [item["id"] for item in state.findings()] == ["process-restarted"]
 
 
@@ -576,7 +631,7 @@ def test_an_old_restart_of_a_service_that_does_not_answer_is_a_failure():
     state = watch.Watch(PLAN, CATALOGUE, 100.0)
     for host in state.hosts:
         state.absorb(host, answer(host, restarts=int(host == "n3")), 100.5)
-    assert [state.verdict(now) for now in (101, 103, 106)] == [None, None, "failed"]
+    assert [state.verdict(now) for now in (101, 103, 107)] == [None, None, "failed"]
     assert [(item["id"], item["host"]) for item in state.findings()] == [("process-restarted", "n3")]
 
 
@@ -584,14 +639,16 @@ def test_the_time_limit_names_who_is_behind():
     state = started(timeout=60)
     state.absorb("n1", answer("n1", ok=True), 110.0)
     state.absorb(
-        "n2", answer("n2", lines=["2026-01-01T00:00:01Z Waiting for 8 local, 8 remote core engine proc(s)"]), 150.0
+        "n2",
+        answer("n2", lines=["2026-01-01T00:00:01Z Waiting for 8 local, 8 remote core engine proc(s) to connect."]),
+        150.0,
     )
     assert state.verdict(159) is None
     assert state.verdict(160) == "failed"
     found = state.findings()
-    assert [item["id"] for item in found] == ["D05", "D03"]
-    assert "8 of 16 ranks" in found[0]["evidence"]
-    assert "prefill" not in found[0]["evidence"]
+    assert [item["id"] for item in found] == ["D03", "D05"], "what kept it from going on comes first"
+    assert "8 of 16 ranks" in found[1]["evidence"]
+    assert "prefill" not in found[1]["evidence"]
 
 
 def test_a_stall_names_the_silent_one():
@@ -632,6 +689,17 @@ def test_a_stall_tells_what_every_rank_was_doing():
     assert "VLLM::Worker_TP0 (pid 7): sleeping, 0 % of a processor, waits in futex_wait" in told
 
 
+def test_a_line_that_comes_again_is_no_progress():
+    state = started(stall=30)
+    for now in (110.0, 120.0, 130.0):
+        again = (
+            f"2026-01-01T00:00:{now - 100:02.0f}Z (APIServer pid=1) INFO 01-01 00:00:{now - 100:02.0f} [u.py:9] waiting"
+        )
+        state.absorb("n2", answer("n2", lines=[again]), now)
+    assert state.verdict(139) is None
+    assert state.verdict(140) == "failed"
+
+
 def test_bytes_read_from_storage_are_progress_without_a_line():
     state = started(stall=30)
     for now, read in ((110.0, 0), (120.0, 5 * 2**20), (130.0, 9 * 2**20)):
@@ -651,7 +719,7 @@ def test_a_lost_host_is_forgiven_a_few_times():
         state.absorb("n2", answer("n2", error="docker: no daemon"), now)
     assert state.verdict(140) is None
     state.lost("n2", "ssh: timeout", 141)
-    assert state.verdict(144) == "failed"
+    assert state.verdict(145) == "failed"
     assert [(item["id"], item["host"]) for item in state.findings()] == [("host-not-followed", "n2")]
 
 

@@ -147,6 +147,16 @@ def _held(node: Facts, port: int) -> str:
     return "" if pid is None else f", held by {holder(node, pid)}"
 
 
+def _is_ours(node: Facts, port: int) -> bool:
+    """Whether this cluster runs here and holds a port itself; true where it runs and nobody knows who does."""
+    if not running(node):
+        return False
+    owner = part(node, "processes").get(str(part(node, "network", "owners").get(str(port))))
+    if owner is None or (part(node, "units").get("units") and not owner.get("container")):
+        return True
+    return owner.get("container") in {one["name"] for one in part(node, "container_engine").get("containers", ())}
+
+
 def _ranges(text: Iterable[str]) -> List[Tuple[int, int]]:
     """Port ranges out of ``23010-23025`` and ``6884``."""
     found = re.findall(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", ",".join(text))
@@ -158,25 +168,24 @@ def _ports(plan: Facts, host: str, node: Facts) -> Findings:
     found: Findings = []
     network = part(node, "network")
     planned = _planned_ports(plan, host)
-    if not running(node):
-        taken = sorted(set(planned) & set(network.get("listening", ())))
-        by_fault: Dict[str, List[int]] = {}
-        for port in taken:
-            kind = planned[port][1]
-            by_fault.setdefault({"dp-rpc": "D02", "kv": "E01"}.get(kind, "D01"), []).append(port)
-        found += [
-            error(
-                fault,
-                host,
-                f"somebody already listens on {'ports' if len(ports) > 1 else 'port'} {listed(ports)} of {host}",
-                "; ".join(
-                    f"{port} is {planned[port][1]} of {planned[port][0]}" + _held(node, port) for port in ports[:SHOWN]
-                ),
-                "An instance from before, or another service on this host.",
-                f"Stop it on {host} (ss -ltnp), or give the pool another port in the recipe.",
-            )
-            for fault, ports in sorted(by_fault.items())
-        ]
+    taken = sorted(one for one in set(planned) & set(network.get("listening", ())) if not _is_ours(node, one))
+    by_fault: Dict[str, List[int]] = {}
+    for port in taken:
+        kind = planned[port][1]
+        by_fault.setdefault({"dp-rpc": "D02", "kv": "E01"}.get(kind, "D01"), []).append(port)
+    found += [
+        error(
+            fault,
+            host,
+            f"somebody already listens on {'ports' if len(ports) > 1 else 'port'} {listed(ports)} of {host}",
+            "; ".join(
+                f"{port} is {planned[port][1]} of {planned[port][0]}" + _held(node, port) for port in ports[:SHOWN]
+            ),
+            "An instance from before, or another service on this host.",
+            f"Stop it on {host} (ss -ltnp), or give the pool another port in the recipe.",
+        )
+        for fault, ports in sorted(by_fault.items())
+    ]
     ephemeral = network.get("ephemeral")
     if ephemeral:
         reserved = _ranges([network.get("reserved") or ""])

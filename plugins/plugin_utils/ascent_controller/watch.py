@@ -8,7 +8,8 @@ workers, nodes of a Ray cluster) run while its head answers, which a head does o
 what has neither a health address nor an instance, such as a service that the recipe describes, runs. Failure: a
 container that is missing, ended or was restarted by its policy; a fatal log line; a host that can't be followed; no
 progress for ``stall`` seconds; or ``timeout`` seconds. Progress is a log line that says something new, or bytes that a
-process reads from storage. After the first bad sign the other nodes get a moment to hand in their lines, too.
+process reads from storage. After the first bad sign every node is asked for what its logs
+hold by then, since the first line to arrive may be an echo of another node's.
 
 Times of different nodes are compared after each node's clock has been compared with the controller's.
 """
@@ -56,10 +57,16 @@ _TOGETHER = 0.5
 # Clocks that differ by more than this many seconds are worth a word.
 _SKEW = 1.0
 _SHOWN_PROCESSES = 24
+_RECENT = 100
+# The engines' own time before a line.
+_TIMES = re.compile(r"(\b\d\d-\d\d )?\b\d\d:\d\d:\d\d([.,]\d+)?")
 _STATES = {"R": "running", "S": "sleeping", "D": "waiting for storage or a device", "T": "stopped", "Z": "ended"}
 _UNKNOWN = "Not known: no entry of the catalogue (docs/reference/findings.md) fits its log. The lines above say most."
-# A follower lingers half a second after a bad sign, and a connection takes its time.
-_GRACE = 2.0
+# So long are all nodes waited for after a bad sign; most answer within a second.
+_GRACE = 4.0
+# Who was restarted before the first look gets so long to show that it serves.
+_BENEFIT = 2.0
+_LAST_WAIT = 3.0
 # Reaching a host again after this many failures in a row is hopeless.
 _ATTEMPTS = 4
 _PAUSE = 1.0
@@ -89,6 +96,7 @@ class _Process:
     served: list[str] | None = None
     ended: float | None = None
     said: dict[str, str] = field(default_factory=dict)
+    recent: deque[str] = field(default_factory=lambda: deque(maxlen=_RECENT))
     doing: list[dict[str, Any]] = field(default_factory=list)
     doing_at: float | None = None
     since: str | None = None
@@ -112,7 +120,10 @@ class Watch:
         timeout: float = 1800,
         stall: float = 600,
         grace: float = _GRACE,
+        begun: Mapping[str, float] | None = None,
     ) -> None:
+        """``begun``: a moment before the launch, in seconds since 1970 by each host's clock."""
+        self.begun = dict(begun or {})
         self.catalogue = catalogue
         self.started = now
         self.timeout = timeout
@@ -148,11 +159,12 @@ class Watch:
         # Restarted before the first look: history of a service that answers, and a failure of one that does not.
         self._suspects: dict[str, float] = {}
         self._limit: str | None = None
+        self._heard: set[str] = set()
 
     # What to ask and what came back
 
-    def request(self, host: str, now: float) -> dict[str, Any]:
-        """What to ask a host next."""
+    def request(self, host: str, now: float, *, last: bool = False) -> dict[str, Any]:
+        """What to ask a host next; ``last``: for what its logs hold by now."""
         mine = [process for process in self.processes.values() if process.host == host]
         quiet = min(_QUIET, self.stall / 3)
         return {
@@ -165,7 +177,13 @@ class Watch:
             ],
             "fatal": self.patterns,
             # A first look at a host without an address to ask only tells whether its containers run.
-            "wait": min(_WAIT, quiet) if any(process.state or process.url for process in mine) else 0.0,
+            "wait": _LAST_WAIT
+            if last
+            else min(_WAIT, quiet)
+            if any(process.state or process.url for process in mine)
+            else 0.0,
+            "last": last,
+            "begun": self.begun.get(host),
             "clock": host not in self._ahead,
             "doing": any(not self._is_ready(process) and now >= process.moved_at + quiet for process in mine),
             "settle": _SETTLE,
@@ -179,6 +197,8 @@ class Watch:
             self.lost(host, str(answer["error"]), now)
             return
         self._lost.pop(host, None)
+        if answer["reason"] == "last":
+            self._heard.add(host)
         if answer.get("clock") and wall is not None:
             self._ahead[host] = {name: told - wall for name, told in answer["clock"].items() if told is not None}
         for process in self.processes.values():
@@ -188,8 +208,11 @@ class Watch:
             if health is not None:
                 process.healthy, process.detail = health["ok"], health["detail"]
                 process.says, process.served = health.get("says"), health.get("models")
+            known = follower.padded(process.since) if process.since is not None else ""
             for line in answer["lines"].get(process.runs_as, []):
-                self._line(process, line, now)
+                # Two questions to one node may be under way.
+                if follower.padded(line.partition(" ")[0]) > known:
+                    self._line(process, line, now)
             if answer.get("doing"):
                 self._counters(process, answer["doing"].get(process.runs_as) or [], now)
             self._container(process, answer["containers"].get(process.runs_as) or {"state": "missing"}, now)
@@ -231,7 +254,11 @@ class Watch:
         process.since = line.partition(" ")[0]
         process.lines.append(line)
         process.said[source(line) or process.name] = line
-        if process.progress.feed(line) or not diagnosis.progress_free(line, self.catalogue):
+        said = _TIMES.sub("", _text(line))
+        # What was said before, and known complaints, are no progress.
+        is_new = said not in process.recent and not diagnosis.progress_free(line, self.catalogue)
+        process.recent.append(said)
+        if process.progress.feed(line) or is_new:
             process.moved_at = now
         process.phases.setdefault(process.progress.phase, round(now - self.started, 1))
         if self.failed_at is None and any(pattern.search(line) for pattern in self._fatal):
@@ -309,11 +336,12 @@ class Watch:
     def verdict(self, now: float) -> str | None:
         """``ready``, ``failed``, or None as long as it goes on."""
         if self.failed_at is not None:
-            return "failed" if now >= self.failed_at + self.grace else None
+            all_heard = self._heard >= set(self.hosts)
+            return "failed" if all_heard or now >= self.failed_at + self.grace else None
         if all(process.state == "running" and self._is_ready(process) for process in self.processes.values()):
             return "ready"
         for name, seen in list(self._suspects.items()):
-            if now >= seen + self.grace and not self._is_ready(self.processes[name]):
+            if now >= seen + _BENEFIT and not self._is_ready(self.processes[name]):
                 self._restarted(now, self.processes[name])
                 return None
         if now >= self.started + self.timeout:
@@ -480,7 +508,13 @@ class Watch:
         ends = {process.name: "\n".join(list(process.lines)[-_END_LINES:]) for process in behind}
         hosts = {process.name: process.host for process in behind}
         symptoms = diagnosis.diagnose_all(ends, self.catalogue, hosts=hosts)
+        # What kept it from going on says more than that it did not.
         return [
+            *(
+                {**item, "stage": "launch"}
+                for item in symptoms
+                if item["severity"] == "error" and item["id"] not in ("D05", "D06")
+            ),
             finding(
                 entry["id"],
                 "error",
@@ -490,11 +524,6 @@ class Watch:
                 evidence=evidence,
                 cause=entry["cause"],
                 fix=entry["fix"],
-            ),
-            *(
-                {**item, "stage": "launch"}
-                for item in symptoms
-                if item["severity"] == "error" and item["id"] != entry["id"]
             ),
         ]
 
@@ -603,12 +632,26 @@ def run(
             if answer is None or answer["error"] or answer["reason"] in ("exit", "fatal"):
                 over.wait(_PAUSE)
 
+    def look_again(host: str) -> None:
+        with news:
+            request = watch.request(host, clock(), last=True)
+        answer, _ = _ask(executes[host], request)
+        if answer is not None and not answer["error"]:
+            with news:
+                watch.absorb(host, answer, clock(), wall())
+                news.notify()
+
     for host in watch.hosts:
         threading.Thread(target=follow, args=(host,), daemon=True, name=f"follow-{host}").start()
+    asked = False
     shown = -1.0
     with news:
         while True:
             verdict = watch.verdict(clock())
+            if watch.failed_at is not None and verdict is None and not asked:
+                asked = True
+                for host in watch.hosts:
+                    threading.Thread(target=look_again, args=(host,), daemon=True, name=f"last-{host}").start()
             if verdict is not None or clock() >= shown + 1:
                 line = watch.progress(clock())
                 if line is not None:

@@ -29,9 +29,9 @@ options:
   engines:
     description:
       - Servers behind the endpoint, each with C(name), C(host), C(role) (C(serve), C(prefill) or C(decode)),
-        C(metrics_url), C(entry), C(ranks), C(prefix_caching), C(speculative) and C(max_model_len). Requests are then sent
-        at once, to each C(entry) by itself, and the engines' own counters have to show that every rank took part, that
-        prefill handed its KV cache over, and that prefix cache and speculation work where they are on.
+        C(metrics_url), C(entry), C(ranks), C(prefix_caching), C(speculative) and C(max_model_len). Requests are then
+        sent at once, to each C(entry) by itself, and the engines' own counters have to show that every rank took part,
+        that prefill handed its KV cache over, and that prefix cache and speculation work where they are on.
     type: list
     elements: dict
     default: []

@@ -587,21 +587,31 @@ def _images(
 
 def _units(node: Node, cluster: str) -> Dict[str, Any]:
     """Units of this cluster, with the keys that its containers have. No program is asked where there are none."""
-    labels = {}
+    labels, texts = {}, {}
     for name in node.names(units.DIRECTORY):
         if name.startswith("ascent-") and name.endswith(".service"):
-            found = units.labels_of(node.text(f"{units.DIRECTORY}/{name}") or "")
+            text = node.text(f"{units.DIRECTORY}/{name}") or ""
+            found = units.labels_of(text)
             if found.get("ascent.cluster") == cluster:
-                labels[name] = found
+                labels[name], texts[name] = found, text
     if not labels:
         return {"units": [], "error": None}
     code, out, err = node.run("systemctl", "show", "--property=" + ",".join(units.PROPERTIES), *labels)
     if code:
         return {"units": [], "error": err.strip() or f"systemctl show ended with {code}"}
     shown = units.parse_show(out)
+    clocks = (time.clock_gettime(time.CLOCK_MONOTONIC), time.time())
     return {
         "units": [
-            {"name": name, "image": None, "image_id": None, "labels": own, **units.state_of(shown.get(name))}
+            {
+                "name": name,
+                "image": None,
+                "image_id": None,
+                "labels": own,
+                "text": texts[name],
+                "drop_ins": (shown.get(name) or {}).get("DropInPaths", "").split(),
+                **units.state_of(shown.get(name), clocks),
+            }
             for name, own in sorted(labels.items())
         ],
         "error": None,

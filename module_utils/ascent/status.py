@@ -20,23 +20,27 @@ def judge(
     endpoints: Sequence[Mapping[str, Any]],
     files: Mapping[str, Mapping[str, str]],
     digests: Mapping[str, str],
+    edited: Optional[Mapping[str, Sequence[str]]] = None,
 ) -> Dict[str, Any]:
-    """``{"findings", "table", "metrics"}`` of a cluster that runs ``plan``, the plan of its current generation.
+    """``{"findings", "table", "record", "metrics"}`` of a cluster, from the plan of its current generation.
 
     ``nodes`` are the ``ascent_node`` facts by host, ``endpoints`` the results of `endpoint.check`. ``files`` has the
-    SHA-256 of what the generation wrote by host and file name, ``digests`` those of its images. What serves badly is an
-    error; what was changed by hand is a warning: it goes when the generation is launched again.
+    SHA-256 of what the generation wrote by host and file name, ``digests`` those of its images; ``edited`` names the
+    files of units that somebody changed, by host. What serves badly is an error; what was changed by hand is a warning:
+    it goes when the generation is launched again.
     """
     found = list(serving.judge(plan, nodes, endpoints))
     for host in plan["hosts"]:
         node = nodes.get(host)
         if node is not None:
             found += _drift(plan, host, node, files.get(host, {}), digests)
+            found += [_edited_unit(plan, host, path) for path in (edited or {}).get(host, ())]
     rows = [_row(plan, process, nodes.get(process["host"]), endpoints) for process in plan["processes"]]
     running = sum(row[3] == "running" for row in rows)
     return {
         "findings": sort_findings([{**one, "stage": "status"} for one in found]),
         "table": {"title": plan["recipe"], "columns": list(_COLUMNS), "rows": rows},
+        "record": {"processes.json": [dict(zip(_COLUMNS, row)) for row in rows]},
         "metrics": {"status": {"processes": len(rows), "running": running, "drift": len(found)}},
     }
 
@@ -72,7 +76,10 @@ def _drift(
             fix=f"{again} puts it right. What was meant to change belongs into the recipe.",
         )
     by_name = {process["name"]: process for process in plan["processes"] if process["host"] == host}
+    jobs = {job["name"] for job in plan.get("jobs") or ()}
     for container in generations.running_of(node):
+        if container["labels"].get("ascent.job") in jobs:
+            continue
         process = by_name.get(container["labels"].get("ascent.process"))
         if process is None:
             yield finding(
@@ -109,6 +116,19 @@ def _drift(
             )
 
 
+def _edited_unit(plan: Mapping[str, Any], host: str, path: str) -> Dict[str, Any]:
+    return finding(
+        "drift-file",
+        "warning",
+        f"{path.rpartition('/')[2]} on {host} was edited by hand",
+        host=host,
+        evidence=path,
+        cause="systemd takes it in at its next reload, and the unit when it starts.",
+        fix=f"ansible-playbook deploy.yml -l {plan['cluster']} --tags launch writes the unit again; what lies in a"
+        " directory of its own (systemctl edit) goes with systemctl revert.",
+    )
+
+
 def _row(
     plan: Mapping[str, Any],
     process: Mapping[str, Any],
@@ -138,7 +158,7 @@ def _row(
 
 
 def _uptime(started: Any, system: Optional[Mapping[str, Any]]) -> str:
-    """How long a container has run by its node's own clock, in the two largest units."""
+    """How long a container or unit has run by its node's own clock, in the two largest units."""
     try:
         begun = calendar.timegm(time.strptime(str(started)[:19], "%Y-%m-%dT%H:%M:%S"))
     except ValueError:

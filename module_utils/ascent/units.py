@@ -5,10 +5,11 @@ A unit tells whose it is by keys that systemd passes over (``X-…``): the same 
 
 from __future__ import annotations
 
-__all__ = ["DIRECTORY", "PROPERTIES", "labels_of", "parse_show", "plan", "state_of", "text"]
+__all__ = ["DIRECTORY", "PROPERTIES", "edited", "labels_of", "parse_show", "plan", "state_of", "text"]
 
 import re
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+import time
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 #: Where units that a site makes lie.
 DIRECTORY = "/etc/systemd/system"
@@ -22,10 +23,11 @@ PROPERTIES = (
     "Result",
     "ExecMainCode",
     "ExecMainStatus",
-    "ExecMainStartTimestamp",
+    "ExecMainStartTimestampMonotonic",
     "InvocationID",
     "NRestarts",
     "MainPID",
+    "DropInPaths",
 )
 
 _LABELS = ("cluster", "process", "generation", "definition")
@@ -58,6 +60,21 @@ def _escaped(word: str) -> str:
     return word.replace("%", "%%").replace("$", "$$")
 
 
+def edited(found: Mapping[str, Any], unit: Mapping[str, Any], script: str, *, managed: str) -> Optional[str]:
+    """The file in which somebody changed a unit by hand; None where nobody did.
+
+    ``found`` has ``name``, ``text``, ``labels`` and ``drop_ins`` of the unit as it is on the host, ``unit`` and
+    ``script`` are what `text` took. How long it may take to stop is a setting of the site, not of the plan.
+    """
+    labels = {name: found["labels"].get(f"ascent.{name}", "") for name in _LABELS}
+    stop = re.search(r"^TimeoutStopSec=(\d+)$", found["text"], re.M)
+    if not stop or text(unit, script, labels, managed=managed, stop_seconds=int(stop.group(1))) != found["text"]:
+        return f"{DIRECTORY}/{found['name']}"
+    # One for all units of engines is the tuning's.
+    own = [path for path in found["drop_ins"] if f"/{found['name']}.d/" in path]
+    return own[0] if own else None
+
+
 def labels_of(content: str) -> Dict[str, str]:
     r"""A unit file's labels, named as containers' are; empty where it is none of ours.
 
@@ -79,8 +96,12 @@ def parse_show(output: str) -> Dict[str, Dict[str, str]]:
     return found
 
 
-def state_of(show: Optional[Mapping[str, str]]) -> Dict[str, Any]:
-    """A unit's state in the words of a container's: ``state``, ``exit_code``, ``oom_killed``, ``restarts``, ``id``."""
+def state_of(show: Optional[Mapping[str, str]], clocks: Optional[Tuple[float, float]] = None) -> Dict[str, Any]:
+    """A unit's state in the words of a container's.
+
+    ``{"state", "exit_code", "oom_killed", "restarts", "id", "started_at"}``. ``clocks`` are the host's monotonic clock
+    and its time of day, in seconds, when it was asked: systemd tells times of day in the host's own zone only.
+    """
     show = show or {}
     active, sub = show.get("ActiveState"), show.get("SubState")
     if show.get("LoadState", "not-found") == "not-found":
@@ -101,8 +122,20 @@ def state_of(show: Optional[Mapping[str, str]]) -> Dict[str, Any]:
         "exit_code": None if state == "running" else code,
         "oom_killed": show.get("Result") == "oom-kill",
         "restarts": int(show.get("NRestarts") or 0),
-        "started_at": show.get("ExecMainStartTimestamp") or None,
+        "started_at": _started_at(show.get("ExecMainStartTimestampMonotonic", ""), clocks),
     }
+
+
+def _started_at(monotonic: str, clocks: Optional[Tuple[float, float]]) -> Optional[str]:
+    """ISO 8601 in UTC of an instant in microseconds of the monotonic clock; None where it never started.
+
+    >>> _started_at("5000000", (65.0, 1767225660.0))
+    '2026-01-01T00:00:00Z'
+    """
+    if not monotonic.isdigit() or not int(monotonic) or clocks is None:
+        return None
+    now, time_of_day = clocks
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time_of_day - now + int(monotonic) / 1e6))
 
 
 def plan(

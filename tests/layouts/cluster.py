@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from sandbox.lib import packages, plan
 from tests.e2e.driver import ROOT, Road, Run
 
 HERE = ROOT / "tests" / "layouts"
@@ -35,7 +38,7 @@ class Layout:
     """One layout: its recipe, where its processes run, and a change with what has to start anew for it.
 
     ``change`` is merged into the recipe; ``restarts`` are places (`HOST PROCESS`); ``shows`` is what the script of the
-    first of them holds with the change.
+    first of them holds with the change; ``units``: engines run outside containers.
     """
 
     recipe: str
@@ -43,7 +46,7 @@ class Layout:
     change: Mapping[str, Any]
     restarts: frozenset[str]
     shows: str
-    variables: Mapping[str, Any] = field(default_factory=dict)
+    units: bool = False
 
     @property
     def places(self) -> set[str]:
@@ -71,6 +74,16 @@ class Site:
         given = self.road.work / "variables.json"
         given.write_text(json.dumps({"recipe": str(recipe), **variables}))
         return self.road.play("deploy.yml", "--tags", tags, "-e", f"@{given}", *arguments)
+
+    def packages(self) -> dict[str, str]:
+        """What hosts need whose engines run outside containers, as variables: CANN, and the engine's wheels."""
+        wheels, source = self.road.work / "wheels", self.road.work / "cann"
+        if not wheels.exists():
+            made = packages.for_profiles([plan.load_profile("a3")], drivers=[], firmwares=[], canns=["8.5.1"])
+            packages.write(made, source, print)
+            command = [sys.executable, "sandbox/engine/wheels.py", str(wheels), "--release", "v0.18.0"]
+            subprocess.run([*command, "--python", "3.11"], cwd=ROOT, check=True, timeout=300)
+        return {"cann_source": str(source), "engine_environment_wheels": str(wheels)}
 
     def running(self) -> dict[str, str]:
         """By `HOST PROCESS` of what runs, what tells its start from every other."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -49,6 +50,14 @@ LAYOUTS = {
         restarts=frozenset({"lay-01 prefill-1-head"}),
         shows="--max-num-seqs 48",
     ),
+    "units": Layout(
+        recipe="units",
+        processes={"lay-01": ("serve-0-head",), "lay-02": ("serve-0-headless-1",)},
+        change={"args": {"max-num-seqs": 8}},
+        restarts=frozenset({"lay-01 serve-0-head", "lay-02 serve-0-headless-1"}),
+        shows="--max-num-seqs 8",
+        units=True,
+    ),
 }
 
 #: Walked in `make test`: containers on a bridge with ports of their own; the rest takes too long for it.
@@ -62,7 +71,11 @@ FAST = {"two-on-one"}
 def layout(request: pytest.FixtureRequest, site: Site) -> Layout:
     """A layout that serves and has passed its checks."""
     chosen = LAYOUTS[request.param]
-    run = site.launch(site.recipe(chosen.recipe), tags="launch,check", **chosen.variables)
+    if chosen.units:
+        given = site.packages()
+        run = site.launch(site.recipe(chosen.recipe), tags="provision,launch,check", **given)
+    else:
+        run = site.launch(site.recipe(chosen.recipe), tags="launch,check")
     assert run.rc == 0, run.stdout
     return chosen
 
@@ -78,7 +91,7 @@ def test_what_the_plan_says_runs_and_nothing_else(site: Site, layout: Layout) ->
 
 def test_a_second_launch_changes_nothing(site: Site, layout: Layout) -> None:
     before = site.running()
-    run = site.launch(site.recipe(layout.recipe), tags="launch,check", **layout.variables)
+    run = site.launch(site.recipe(layout.recipe), tags="launch,check")
     assert run.rc == 0, run.stdout
     assert run.changed == {}
     assert site.running() == before
@@ -88,7 +101,7 @@ def test_one_argument_restarts_what_it_concerns_and_a_rollback_the_same(site: Si
     before = site.running()
     first = min(layout.restarts).partition(" ")
     good = site.manifest(first[0])
-    run = site.launch(site.recipe(layout.recipe, layout.change), **layout.variables)
+    run = site.launch(site.recipe(layout.recipe, layout.change))
     assert run.rc == 0, run.stdout
     assert start_times(site, before) == layout.restarts
     scripts = [
@@ -104,7 +117,7 @@ def test_one_argument_restarts_what_it_concerns_and_a_rollback_the_same(site: Si
     now = site.manifest(first[0])
     assert now["plan_hash"] == good["plan_hash"]
     assert now["number"] > good["number"]
-    again = site.launch(site.recipe(layout.recipe), **layout.variables)
+    again = site.launch(site.recipe(layout.recipe))
     assert again.changed == {}, "the recipe is what the rollback went back to"
 
 
@@ -112,8 +125,7 @@ def test_status_tells_how_it_is(site: Site, layout: Layout) -> None:
     run, found = site.status()
     assert run.rc == 0, run.stdout
     assert found == set()
-    table = run.stage("status")["table"]
-    rows = {row[0]: dict(zip(table["columns"], row, strict=True)) for row in table["rows"]}
+    rows = {row["process"]: row for row in json.loads((run.record / "processes.json").read_text())}
     assert {f"{row['host']} {name}" for name, row in rows.items()} == layout.places
     for name, row in rows.items():
         assert row["state"] == "running", name
@@ -132,11 +144,15 @@ def test_what_was_changed_by_hand_is_told_and_put_right(site: Site, layout: Layo
     node = site.road.node(host)
     script = f"/etc/ascent/{CLUSTER}/generations/{site.manifest(host)['processes'][process]['since']}/{process}.sh"
     node.check_output("echo '# by hand' >> %s", script)
-    assert ("drift-file", host) in site.status()[1]
-    replace(node, f"ascent-{CLUSTER}-{process}")
-    told = site.status()[1]
-    assert {("drift-file", host), ("drift-image", host)} <= told
-    run = site.launch(site.recipe(layout.recipe), **layout.variables)
+    if layout.units:
+        unit = f"ascent-{CLUSTER}-{process}.service"
+        node.check_output("sed -i s/^RestartSec=.*/RestartSec=77/ /etc/systemd/system/%s", unit)
+        files = {one["evidence"].rpartition("/")[2] for one in site.status()[0].stage("status")["findings"]}
+        assert files >= {f"{process}.sh", unit}
+    else:
+        replace(node, f"ascent-{CLUSTER}-{process}")
+        assert {("drift-file", host), ("drift-image", host)} <= site.status()[1]
+    run = site.launch(site.recipe(layout.recipe))
     assert run.rc == 0, run.stdout
     assert site.status()[1] == set()
     assert set(site.running()) == layout.places
@@ -147,10 +163,7 @@ def replace(node: Any, name: str) -> None:
     labels = node.check_output(
         "docker inspect --format '{{range $key, $value := .Config.Labels}}--label {{$key}}={{$value}} {{end}}' %s", name
     )
-    other = node.check_output("docker image ls --format '{{.Repository}}@{{.Digest}}' | head -n 1")
-    made = node.check_output("docker create --entrypoint sleep %s infinity", other)
-    node.check_output("docker commit %s by-hand:1", made)
-    node.check_output("docker rm %s", made)
+    node.check_output("docker commit %s by-hand:1", name)
     node.check_output("docker rm --force %s", name)
     node.check_output(f"docker run --detach --name {name} {labels} --entrypoint sleep by-hand:1 infinity")
 

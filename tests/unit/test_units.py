@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from ascent import engine_imports, engines, generations, serving, units
-from ascent_controller import planning, render
+from ascent_controller import judges, planning, render
 
 RECIPE = "qwen3-235b-a22b-dp2"
 HOSTS = [
@@ -188,6 +188,39 @@ def test_what_systemctl_shows_of_several_units_is_kept_apart() -> None:
         2,
     )
     assert units.state_of(shown["b.service"])["oom_killed"] is False
+
+
+@pytest.mark.parametrize(
+    ("change", "drop_ins", "told"),
+    [
+        (("", ""), ["/etc/systemd/system/ascent-.service.d/90-ascent.conf"], None),
+        (("TimeoutStopSec=30", "TimeoutStopSec=90"), [], None),
+        (("RestartSec=2", "RestartSec=9"), [], "/etc/systemd/system/{name}"),
+        (("X-Ascent-Definition=", "X-Ascent-Definition=0"), [], None),
+        (("", ""), ["/etc/systemd/system/{name}.d/override.conf"], "/etc/systemd/system/{name}.d/override.conf"),
+    ],
+)
+def test_a_unit_that_was_edited_by_hand_is_told(
+    plan: dict[str, Any], change: tuple[str, str], drop_ins: list[str], told: str | None
+) -> None:
+    process = plan["processes"][0]
+    name, scripts = process["unit"]["name"], f"/etc/ascent/{plan['cluster']}/generations"
+    labels = {"cluster": plan["cluster"], "process": process["name"], "generation": 3, "definition": "d"}
+    script = f"{scripts}/3/{process['name']}.sh"
+    text = units.text(process["unit"], script, labels, managed=render.MANAGED, stop_seconds=30).replace(*change)
+    facts = {
+        "name": name,
+        "text": text,
+        "labels": units.labels_of(text),
+        "drop_ins": [x.format(name=name) for x in drop_ins],
+    }
+    state = {"current": 3, "generations": [], "files": {}}
+    node = {"ascent_node": {"units": {"units": [{**facts, **units.state_of(None)}]}, "state": state}}
+    found = judges.JUDGES["status"](plan, {process["host"]: node}, endpoints=[], digests={}, root="/etc/ascent")[
+        "findings"
+    ]
+    paths = [one["evidence"] for one in found if one["id"] == "drift-file" and "/systemd/" in one["evidence"]]
+    assert paths == ([told.format(name=name)] if told else [])
 
 
 def there(text: str, state: str = "running", enabled: bool = True) -> dict[str, Any]:

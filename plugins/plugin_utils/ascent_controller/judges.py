@@ -16,10 +16,10 @@ from typing import Any
 
 import yaml
 
-from ascent import memory, preflight, serving, status
+from ascent import diagnosis, memory, preflight, serving, status, units
 from ascent.fabric import collectives, control_plane, devices, pairs, verdict
 from ascent.findings import failed, finding, message, sort_findings
-from ascent_controller import loader, render
+from ascent_controller import loader, render, signatures
 from ascent_controller.loader import ROOT
 
 Plan = Mapping[str, Any]
@@ -163,14 +163,65 @@ def _serving(plan: Plan, facts: Facts, *, endpoints: Sequence[Mapping[str, Any]]
 
 
 def _status(
-    plan: Plan, facts: Facts, *, endpoints: Sequence[Mapping[str, Any]], digests: Mapping[str, str]
+    plan: Plan, facts: Facts, *, endpoints: Sequence[Mapping[str, Any]], digests: Mapping[str, str], root: str
 ) -> dict[str, Any]:
-    """Compares what runs with what the current generation wrote."""
+    """Compares what runs with what the current generation wrote below ``root``."""
     written = {
         host: {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
         for host, texts in render.files(plan).items()
     }
-    return status.judge(plan, _nodes(facts), endpoints, written, digests)
+    nodes = _nodes(facts)
+    return status.judge(plan, nodes, endpoints, written, digests, _edited_units(plan, nodes, root))
+
+
+def _edited_units(plan: Plan, nodes: Mapping[str, Mapping[str, Any] | None], root: str) -> dict[str, list[str]]:
+    """Files of units that are not as a launch wrote them, by host."""
+    planned = {process["unit"]["name"]: process for process in plan["processes"] if process.get("unit")}
+    found: dict[str, list[str]] = {}
+    for host, node in nodes.items():
+        for one in ((node or {}).get("units") or {}).get("units") or ():
+            process = planned.get(one["name"])
+            if process is None:
+                continue
+            scripts = f"{root}/{plan['cluster']}/generations/{one['labels'].get('ascent.generation')}"
+            path = units.edited(one, process["unit"], f"{scripts}/{process['name']}.sh", managed=render.MANAGED)
+            if path:
+                found.setdefault(host, []).append(path)
+    return found
+
+
+def _job_known(plan: Plan, facts: Facts, *, job: str) -> dict[str, Any]:  # noqa: ARG001 - one signature for all
+    """Whether the plan has a job of this name that a container runs."""
+    known = {one["name"]: one for one in plan["jobs"]}
+    if job in known and known[job]["container"]:
+        return {"findings": []}
+    there = f"jobs of {plan['recipe']}: {', '.join(known) or 'none'}"
+    what = f"no job {job!r}" if job else "no job was named"
+    fix = "Name one with -e job=NAME; a job of the recipe is there after --tags launch."
+    if job in known:
+        what, fix = f"{job} runs outside containers", f"Run its script by hand on {known[job]['host']}."
+    return {"findings": [finding("job-unknown", "error", what, stage="job", evidence=there, fix=fix)]}
+
+
+def _job(plan: Plan, facts: Facts, *, job: str, result: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG001
+    """Why a job failed: what its output is known for, else its last lines."""
+    host = next(one["host"] for one in plan["jobs"] if one["name"] == job)
+    output = str(result.get("msg") or "")
+    told = diagnosis.diagnose(output, signatures.load(), host=host, process=job)
+    lines = [line for line in output.splitlines() if line.strip()]
+    status = result.get("status")
+    failed_so = f"the job {job} ended with status {status}" if status is not None else f"the job {job} could not be run"
+    own = finding(
+        "job-failed",
+        "error",
+        failed_so,
+        host=host,
+        stage="job",
+        evidence="\n".join(lines[-6:]),
+        cause="The findings beside this one tell more." if told else "Nothing in its output is known.",
+        fix=f"docker logs ascent-{plan['cluster']}-{job} on {host} has all of it.",
+    )
+    return {"findings": [*({**one, "stage": "job"} for one in told), own], "logs": {job: output + "\n"}}
 
 
 def _collectives_gate(
@@ -184,6 +235,8 @@ JUDGES: dict[str, Callable[..., Mapping[str, Any]]] = {
     "collectives_gate": _collectives_gate,
     "fabric": _fabric,
     "fabric_gate": _fabric_gate,
+    "job": _job,
+    "job_known": _job_known,
     "preflight": _preflight,
     "serving": _serving,
     "status": _status,

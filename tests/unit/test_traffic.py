@@ -59,7 +59,7 @@ def test_a_sound_service_has_no_findings() -> None:
         ({"decode-0": counts(generation=[64, 3], external=[9, 0])}, ("rank-idle", "warning")),
         ({"decode-0": counts(generation=[64], external=[9])}, ("rank-idle", "warning")),
         ({"decode-0": counts(generation=[3, 3], external=[0, 0])}, ("instance-idle", "error")),
-        ({"decode-0": counts(generation=[64, 64], external=[0, 0])}, ("kv-not-transferred", "warning")),
+        ({"decode-0": counts(generation=[64, 64], external=[0, 0])}, ("kv-not-transferred", "error")),
         ({"decode-0": None}, ("counters-unreadable", "info")),
     ],
 )

@@ -34,6 +34,7 @@ class Behaviour:
     ignore_stop: bool = False
     ignore_max_tokens: bool = False
     template: bool = True
+    tokens_per_word: int = 1
     chats: bool = True
 
 
@@ -115,7 +116,7 @@ class Handler(BaseHTTPRequestHandler):
         if not behaviour.ignore_max_tokens and len(words) > body.get("max_tokens", 16):
             words, finish = words[: body.get("max_tokens", 16)], "length"
         asked = " ".join(one["content"] for one in body["messages"]) if chat else str(body.get("prompt", ""))
-        prompt_tokens = len(asked.split()) + (5 if chat and behaviour.template else 0)
+        prompt_tokens = len(asked.split()) * behaviour.tokens_per_word + (5 if chat and behaviour.template else 0)
         if behaviour.longest is not None and prompt_tokens > behaviour.longest:
             self._send(500, "out of blocks")
             return

@@ -1,7 +1,7 @@
 """A small load generator for an OpenAI-compatible endpoint: threads, streamed answers, and the usual figures.
 
-Terms, all in milliseconds: **TTFT** from sending the request to the first words; **TPOT** the time of the tokens after
-the first, divided by their count; **ITL** the gap between two chunks; **E2E** from sending to the last words. An
+Terms, all in milliseconds: **TTFT** from sending the request to the first token; **TPOT** the time of the tokens after
+the first, divided by their count; **ITL** the gap between two chunks; **E2E** from sending to the last token. An
 engine with speculative decoding puts several tokens into one chunk, so tokens are counted by the engine's ``usage`` and
 never by chunks: then ITL is a property of the stream and TPOT is the speed.
 """
@@ -62,11 +62,14 @@ def percentile(values: Sequence[float], share: float) -> Optional[float]:
 def _one(url: str, body: Mapping[str, Any], timeout: float, api_key: Optional[str]) -> Dict[str, Any]:
     """Times of one streamed request: ``{ok, error, start, end, arrivals, prompt_tokens, completion_tokens}``."""
     record: Dict[str, Any] = {"ok": False, "error": None, "prompt_tokens": 0, "completion_tokens": 0, "arrivals": []}
+    words = False
     record["start"] = start = time.monotonic()
     try:
         for arrival, event in events(url, body, timeout=timeout, deadline=start + timeout, api_key=api_key):
-            if event.get("choices") and event["choices"][0].get("text"):
+            if event.get("choices"):
+                # A token may have no text of its own (half a character, a word that could become a stop string).
                 record["arrivals"].append(arrival)
+                words = words or bool(event["choices"][0].get("text"))
             if event.get("usage"):
                 record["prompt_tokens"] = int(event["usage"].get("prompt_tokens") or 0)
                 record["completion_tokens"] = int(event["usage"].get("completion_tokens") or 0)
@@ -75,7 +78,7 @@ def _one(url: str, body: Mapping[str, Any], timeout: float, api_key: Optional[st
     except (AttributeError, TypeError, ValueError) as error:
         record["error"] = f"{url}: event of an unknown shape: {error}"
     record["end"] = time.monotonic()
-    if record["error"] is None and not record["arrivals"]:
+    if record["error"] is None and not words:
         record["error"] = f"{url}: the stream had no words"
     elif record["error"] is None and not record["completion_tokens"]:
         record["error"] = f"{url}: the stream had no usage, so tokens can't be counted"

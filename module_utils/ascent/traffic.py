@@ -187,10 +187,24 @@ def _ask_ranks(
 def judge_ranks(asked: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
     """Findings on what ranks said when each was asked the same by itself, at temperature 0. Pure.
 
-    A refusal (status 4xx) proves nothing: releases that can't send a request to one rank refuse it.
+    A refusal (status 4xx) of a rank proves nothing: releases that can't send a request to one rank refuse it. But 404
+    says that the engine knows no such model.
     """
     found = []
     for one in asked:
+        if one["status"] == 404 and one["rank"] == 0:
+            found.append(
+                finding(
+                    "served-name-wrong",
+                    "error",
+                    f"{one['engine']} does not serve the model under the name that clients use",
+                    host=one["host"],
+                    stage=_STAGE,
+                    evidence=one["error"],
+                    cause="It was started with another --served-model-name, so its share of the requests fails.",
+                    fix="Compare /v1/models of every engine with model.served_name of the recipe.",
+                )
+            )
         refused = one["status"] is not None and 400 <= one["status"] < 500
         if one["error"] and not refused:
             found.append(

@@ -133,6 +133,7 @@ def rank(number: int, text: str = "one two three", error: str = "", status: int 
         (rank(3, "", "no answer within 5 s", None), [("rank-fails", "error", "n3")]),
         (rank(3, "", "HTTP 500: dead", 500), [("rank-fails", "error", "n3")]),
         (rank(3, "", "HTTP 400: no such rank", 400), []),
+        (rank(0, "", "HTTP 404: no such model", 404), [("served-name-wrong", "error", "n0")]),
         (rank(3, "four five six"), [("rank-differs", "warning", "n3")]),
         (rank(3, "\ufffd\x01\x02 \ufffd"), [("rank-differs", "error", "n3")]),
         (rank(3, "one two three four"), []),

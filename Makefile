@@ -60,6 +60,7 @@ test-all: test ## What CI has no time for, after what it runs
 	@$(MAKE) --no-print-directory clients
 	pytest -m thorough tests/sandbox
 	pytest -m thorough tests/fabric
+	pytest tests/upgrade
 	pytest -x tests/nodes
 	pytest -x tests/offline
 	pytest -x tests/real_engine/test_layouts.py
@@ -81,6 +82,7 @@ test-roles:
 .PHONY: test-roads
 test-roads:
 	@$(MAKE) --no-print-directory e2e
+	@$(MAKE) --no-print-directory upgrade
 	@$(MAKE) --no-print-directory provision
 	@$(MAKE) --no-print-directory fabric
 
@@ -105,6 +107,10 @@ molecule: setup ## Every role on sandbox nodes
 e2e: setup ## The road, end to end, on a sandbox cluster of its own
 	pytest -x tests/e2e
 
+.PHONY: upgrade
+upgrade: setup ## A service upgraded, and one that undoes it; every reason for that in test-all
+	pytest -x -m 'not thorough' tests/upgrade
+
 .PHONY: provision
 provision: setup ## What provision brings to nodes of different states, and every way in which that goes wrong
 	pytest -x tests/provision
@@ -128,6 +134,7 @@ bench: setup ## Figures, as ratios within one run; not part of pass or fail
 	@$(BIN)/python bench/image_spread.py
 	@$(BIN)/python bench/fabric.py
 	@$(BIN)/python bench/launch.py --inventory $(INVENTORY) --cluster $(CLUSTER)
+	@$(BIN)/python bench/clients.py
 	@$(BIN)/python bench/no_op_run.py --inventory $(INVENTORY) --cluster $(CLUSTER)
 	@$(BIN)/python bench/no_op_run.py --inventory bench/inventory --cluster eight-hosts --tags provision,tune --boot
 

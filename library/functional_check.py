@@ -7,8 +7,13 @@ DOCUMENTATION = r"""
 module: functional_check
 short_description: Send the recipe's prompts to an endpoint and judge the answers
 description:
-  - Each prompt is sent plain and streamed. Wanted are status 200, text, counted tokens, language that is no noise, the
-    expected words, and at temperature 0 the same text both ways.
+  - Each prompt is sent plain, streamed and, at temperature 0, plain again. Wanted are status 200, text, counted tokens,
+    the served name, as many tokens as were asked for, language that is no noise and is the question's, the expected
+    words, and at temperature 0 the same text each time.
+  - Then a stop string has to stop, a chat has to come through the model's template, and where it is wanted a prompt of
+    nearly the longest length has to be answered.
+  - With O(engines), requests go to all at once and to every rank by itself. The whole takes as long as about four of
+    the recipe's prompts.
   - Bad answers are findings, not a failure of the module. Proxy variables are never used.
 options:
   url:
@@ -29,12 +34,19 @@ options:
   engines:
     description:
       - Servers behind the endpoint, each with C(name), C(host), C(role) (C(serve), C(prefill) or C(decode)),
-        C(metrics_url), C(entry), C(ranks), C(prefix_caching), C(speculative) and C(max_model_len). Requests are then
-        sent at once, to each C(entry) by itself, and the engines' own counters have to show that every rank took part,
-        that prefill handed its KV cache over, and that prefix cache and speculation work where they are on.
+        C(metrics_url), C(entry), C(ranks), C(hosts) (of the ranks, in their order), C(prefix_caching), C(speculative) and
+        C(max_model_len). Requests are then sent at once, to each C(entry) by itself, and the engines' own counters have
+        to show that every rank took part, that prefill handed its KV cache over, and that prefix cache and speculation
+        work where they are on. Then each rank is asked by itself, and all have to begin their answer alike.
     type: list
     elements: dict
     default: []
+  long_prompt:
+    description:
+      - Whether a prompt of nearly the longest length that all O(engines) take is asked as well. Its answer may take ten
+        minutes, whatever O(timeout) says.
+    type: bool
+    default: false
   timeout:
     description: Seconds for one answer.
     type: float
@@ -62,8 +74,8 @@ EXAMPLES = r"""
 RETURN = r"""
 answers:
   description:
-    - Of each C(kind), C(prompt), C(status), C(text), C(streamed_text), C(completion_tokens), C(streamed_tokens),
-      C(chunks), C(seconds) and C(error).
+    - Of each C(kind), C(prompt), C(status), C(model), C(text), C(finish), C(prompt_tokens), C(completion_tokens),
+      C(streamed_text), C(streamed_tokens), C(chunks), C(again), C(seconds) and C(error).
   returned: always
   type: list
   elements: dict
@@ -72,7 +84,7 @@ traffic:
   returned: always
   type: dict
 metrics:
-  description: The same for the run record.
+  description: The same for the run record, with the seconds that all of it took.
   returned: always
   type: dict
 findings:
@@ -82,7 +94,9 @@ findings:
   elements: dict
 """
 
-from ansible.module_utils.ascent import functional, traffic
+import time
+
+from ansible.module_utils.ascent import behaviour, functional, traffic
 from ansible.module_utils.basic import AnsibleModule
 
 
@@ -94,6 +108,7 @@ def main() -> None:
             "model": {"type": "str", "required": True},
             "prompts": {"type": "list", "elements": "dict", "required": True},
             "engines": {"type": "list", "elements": "dict", "default": []},
+            "long_prompt": {"type": "bool", "default": False},
             "timeout": {"type": "float", "default": 300},
             "api_key": {"type": "str", "no_log": True},
         },
@@ -107,16 +122,31 @@ def main() -> None:
             module.fail_json(msg=f"prompt {number}: kind is {prompt['kind']!r}; wanted completion or chat")
         if prompt.get("kind") == "completion" and not prompt.get("prompt"):
             module.fail_json(msg=f"prompt {number}: a completion takes 'prompt', not 'messages'")
-    result = functional.check(given["url"], given["model"], given["prompts"], given["timeout"], given["api_key"])
-    shares = {"findings": [], "traffic": {}}
-    if given["engines"] and not any(item["severity"] == "error" for item in result["findings"]):
-        shares = traffic.check(given["url"], given["model"], given["engines"], given["timeout"], given["api_key"])
+    started = time.monotonic()
+    asked = (given["url"], given["model"])
+    result = functional.check(*asked, given["prompts"], given["timeout"], given["api_key"])
+    findings, shares = result["findings"], {}
+    # What fails at its first step has no second one to judge.
+    if all(answer["text"] for answer in result["answers"]):
+        longest = min((int(one["max_model_len"]) for one in given["engines"] if one["max_model_len"]), default=None)
+        findings += behaviour.check(
+            *asked,
+            given["prompts"],
+            result["answers"],
+            given["timeout"],
+            given["api_key"],
+            longest if given["long_prompt"] else None,
+        )
+    if given["engines"] and not any(item["severity"] == "error" for item in findings):
+        first = next((one for one in given["prompts"] if one.get("prompt")), None)
+        told = traffic.check(*asked, given["engines"], given["timeout"], given["api_key"], first)
+        findings, shares = findings + told["findings"], told["traffic"]
     module.exit_json(
         changed=False,
         answers=result["answers"],
-        findings=result["findings"] + shares["findings"],
-        traffic=shares["traffic"],
-        metrics={"traffic": shares["traffic"]},
+        findings=findings,
+        traffic=shares,
+        metrics={"traffic": shares, "functional_check_seconds": round(time.monotonic() - started, 2)},
     )
 
 

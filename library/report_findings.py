@@ -13,6 +13,10 @@ options:
     type: list
     elements: dict
     required: true
+  metrics:
+    description: Figures for the run's record.
+    type: dict
+    default: {}
 author: [Ascent]
 attributes:
   check_mode: {support: full}
@@ -32,4 +36,8 @@ findings:
   returned: always
   type: list
   elements: dict
+metrics:
+  description: The figures.
+  returned: always
+  type: dict
 """

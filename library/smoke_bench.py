@@ -39,6 +39,32 @@ options:
     description: Reference figures of the recipe, to be compared where the conditions are the same.
     type: dict
     default: {}
+  tolerance:
+    description: Share by which a figure may be worse than the reference or the last run before that is a warning.
+    type: float
+    default: 0.15
+  last:
+    description: Result of an earlier run, to be compared; empty when there is none.
+    type: dict
+    default: {}
+  last_name:
+    description: What findings call the earlier run.
+    type: str
+    default: the last good run
+  drop:
+    description: Share by which output tokens a second may fall against O(last); more is an error.
+    type: float
+  engines:
+    description:
+      - Servers behind the endpoint as for M(functional_check). Ranks that had more than their share, or took longer for
+        their tokens than the others, are then told.
+    type: list
+    elements: dict
+    default: []
+  judged:
+    description: Whether there are findings at all; false only measures.
+    type: bool
+    default: true
   run_in_check_mode:
     description: Whether check mode sends the load as well.
     type: bool
@@ -79,7 +105,7 @@ table:
   type: list
   elements: list
 findings:
-  description: Failed requests (error) and comparisons with the reference (info).
+  description: Failed requests (error), a fall by more than O(drop) (error), other comparisons and uneven ranks.
   returned: always
   type: list
   elements: dict
@@ -105,6 +131,12 @@ def main() -> None:
             "slo": {"type": "dict", "default": {}},
             "simulated_url": {"type": "list", "elements": "str", "default": []},
             "reference": {"type": "dict", "default": {}},
+            "tolerance": {"type": "float", "default": bench.TOLERANCE},
+            "last": {"type": "dict", "default": {}},
+            "last_name": {"type": "str", "default": "the last good run"},
+            "drop": {"type": "float"},
+            "engines": {"type": "list", "elements": "dict", "default": []},
+            "judged": {"type": "bool", "default": True},
             "run_in_check_mode": {"type": "bool", "default": False},
             "api_key": {"type": "str", "no_log": True},
         },
@@ -132,8 +164,15 @@ def main() -> None:
         slo={name: float(limit) for name, limit in given["slo"].items()},
         simulated_urls=given["simulated_url"],
         api_key=given["api_key"],
+        engines=given["engines"],
     )
-    findings = bench.judge(result) + bench.compare(given["reference"], result)
+    findings = result.pop("findings") + bench.judge(result)
+    findings += bench.compare(given["reference"], result, given["tolerance"])
+    findings += bench.against(
+        given["last"], result, tolerance=given["tolerance"], drop=given["drop"], when=given["last_name"]
+    )
+    if not given["judged"]:
+        module.exit_json(changed=False, result=result, table=[], findings=[], record={})
     module.exit_json(
         changed=False,
         result=result,

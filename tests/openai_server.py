@@ -27,6 +27,15 @@ class Behaviour:
     error_event: bool = False
     fail_every: int = 0
     hang: bool = False
+    # What a repeated request gets, the name of the model in answers, requests of more words than `longest`.
+    again_text: str | None = None
+    answers_as: str | None = None
+    longest: int | None = None
+    ignore_stop: bool = False
+    ignore_max_tokens: bool = False
+    template: bool = True
+    tokens_per_word: int = 1
+    chats: bool = True
 
 
 class Server:
@@ -92,16 +101,33 @@ class Handler(BaseHTTPRequestHandler):
             self._send(behaviour.status if behaviour.status != 200 else 503, "engine dead")
             return
         chat = self.path.endswith("/chat/completions")
+        if chat and not behaviour.chats:
+            self._send(400, "this model has no chat template")
+            return
         text = behaviour.text
         if body.get("stream") and behaviour.streamed_text is not None:
             text = behaviour.streamed_text
+        elif behaviour.again_text is not None and body in self.owner.requests[: number - 1]:
+            text = behaviour.again_text
+        for stop in [] if behaviour.ignore_stop else body.get("stop") or []:
+            text = text.partition(stop)[0]
         words = text.split(" ")
-        usage = {"prompt_tokens": len(str(body.get("prompt", "")).split()), "completion_tokens": len(words)}
+        finish = "stop"
+        if not behaviour.ignore_max_tokens and len(words) > body.get("max_tokens", 16):
+            words, finish = words[: body.get("max_tokens", 16)], "length"
+        asked = " ".join(one["content"] for one in body["messages"]) if chat else str(body.get("prompt", ""))
+        prompt_tokens = len(asked.split()) * behaviour.tokens_per_word + (5 if chat and behaviour.template else 0)
+        if behaviour.longest is not None and prompt_tokens > behaviour.longest:
+            self._send(500, "out of blocks")
+            return
+        usage = {"prompt_tokens": prompt_tokens, "completion_tokens": len(words) if text else 0}
         if body.get("stream"):
             self._stream(words, usage, chat)
             return
-        choice = {"message": {"content": text}} if chat else {"text": text}
-        self._send(200, {"choices": [choice], **({"usage": usage} if behaviour.usage else {})})
+        choice = {"message": {"content": " ".join(words)}} if chat else {"text": " ".join(words)}
+        choice["finish_reason"] = finish
+        answer = {"model": behaviour.answers_as or body["model"], "choices": [choice]}
+        self._send(200, {**answer, **({"usage": usage} if behaviour.usage else {})})
 
     def _event(self, data: str) -> None:
         payload = f"data: {data}\n\n".encode()

@@ -43,6 +43,13 @@ the devices at fault, and leaves out what follows from it. Where it says "error 
 counts as an error where containers read the RoCE addresses (KV transfer) or the hosts are of several super pods.
 """
 
+CHECK = """\
+## What checks and upgrades find
+
+The stage `check` asks the service as its clients do, then every rank by itself, and reads the engines' own counters
+before and after. An answer with HTTP 200 that is wrong or empty counts as a failure. `upgrade.yml` asks the same.
+"""
+
 FAMILIES = {
     "A": "Device access, driver, firmware",
     "B": "Versions, images, packages",
@@ -75,6 +82,9 @@ def document() -> str:
         "",
         FABRIC,
         *_checks(signatures.checks(of="fabric")),
+        "",
+        CHECK,
+        *_checks(signatures.checks(of="check")),
         "",
     ]
     lines += ["## Lines that are never a cause\n", *(f"- `{pattern}`" for pattern in catalogue["wrappers"])]

@@ -11,7 +11,7 @@ __all__ = ["judge"]
 import collections
 import re
 import unicodedata
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional, Sequence
 
 # Fewer words or characters than these prove nothing.
 _MIN_WORDS = 8
@@ -19,6 +19,12 @@ _MIN_TRIPLES = 16
 _MIN_CHARACTERS = 16
 _SCRIPT_SHARE = 0.05
 _DISTINCT_TRIPLES = 0.25
+# A text is of one writing system when this share of its letters is, and has left it when less than this share is.
+_OWN_SHARE, _LEFT_SHARE = 0.9, 0.2
+# Scripts without spaces between words: each character counts as one.
+_WORD = re.compile(
+    r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|[^\w\s]"
+)
 
 
 def _script(character: str) -> str:
@@ -27,8 +33,29 @@ def _script(character: str) -> str:
     return "CJK" if name in ("CJK", "HIRAGANA", "KATAKANA", "FULLWIDTH", "IDEOGRAPHIC") else name
 
 
-def judge(text: str) -> Dict[str, Any]:
-    """``{"garbage": bool, "reasons": [text]}`` for one answer.
+def _scripts(characters: Sequence[str]) -> Dict[str, float]:
+    """The share of each writing system in the letters of a text."""
+    letters = [character for character in characters if character.isalpha()]
+    counted = collections.Counter(_script(letter) for letter in letters)
+    return {script: number / len(letters) for script, number in counted.items()}
+
+
+def _language(visible: Sequence[str], asked: str) -> Optional[str]:
+    """Why an answer isn't in the writing of its question; None where it is, or where nothing can be told."""
+    question = [character for character in asked if character.isalpha()]
+    letters = [character for character in visible if character.isalpha()]
+    if min(len(question), len(letters)) < _MIN_CHARACTERS:
+        return None
+    wanted, share = max(_scripts(question).items(), key=lambda item: item[1])
+    found = _scripts(letters)
+    if share < _OWN_SHARE or found.get(wanted, 0.0) >= _LEFT_SHARE:
+        return None
+    other = max(found.items(), key=lambda item: item[1])[0]
+    return f"asked in {wanted.lower()} letters, answered in {other.lower()}"
+
+
+def judge(text: str, asked: str = "") -> Dict[str, Any]:
+    """``{"garbage": bool, "reasons": [text]}`` for one answer; ``asked`` is its question, where the language counts.
 
     >>> judge("The sky is blue because air scatters blue light more than red.")
     {'garbage': False, 'reasons': []}
@@ -50,7 +77,7 @@ def judge(text: str) -> Dict[str, Any]:
     if len(visible) >= _MIN_CHARACTERS and count / len(visible) > 0.5:
         reasons.append(f"{character!r} is {count} of {len(visible)} characters")
 
-    words = re.findall(r"\w+|[^\w\s]", text.lower())
+    words = _WORD.findall(text.lower())
     if len(words) >= _MIN_WORDS:
         word, count = collections.Counter(words).most_common(1)[0]
         if count / len(words) > 0.5:
@@ -60,8 +87,9 @@ def judge(text: str) -> Dict[str, Any]:
         reasons.append(f"only {len(set(triples))} of {len(triples)} word triples are distinct")
 
     letters = [letter for letter in visible if letter.isalpha()]
-    scripts = collections.Counter(_script(letter) for letter in letters)
-    mixed = sorted(script for script, number in scripts.items() if number / len(letters) > _SCRIPT_SHARE)
+    mixed = sorted(script for script, share in _scripts(letters).items() if share > _SCRIPT_SHARE)
     if len(letters) >= _MIN_CHARACTERS and len(mixed) > 2:
         reasons.append(f"{len(mixed)} scripts are mixed: {', '.join(script.lower() for script in mixed)}")
+    elif language := _language(visible, asked):
+        reasons.append(language)
     return {"garbage": bool(reasons), "reasons": reasons}

@@ -1,14 +1,14 @@
 """A small load generator for an OpenAI-compatible endpoint: threads, streamed answers, and the usual figures.
 
-Terms, all in milliseconds: **TTFT** from sending the request to the first words; **TPOT** the time of the tokens after
-the first, divided by their count; **ITL** the gap between two chunks; **E2E** from sending to the last words. An
+Terms, all in milliseconds: **TTFT** from sending the request to the first token; **TPOT** the time of the tokens after
+the first, divided by their count; **ITL** the gap between two chunks; **E2E** from sending to the last token. An
 engine with speculative decoding puts several tokens into one chunk, so tokens are counted by the engine's ``usage`` and
 never by chunks: then ITL is a property of the stream and TPOT is the speed.
 """
 
 from __future__ import annotations
 
-__all__ = ["compare", "is_simulated", "judge", "percentile", "prompts", "run", "summarize", "table"]
+__all__ = ["against", "compare", "is_simulated", "judge", "percentile", "prompts", "run", "summarize", "table"]
 
 import queue
 import random
@@ -16,9 +16,14 @@ import threading
 import time
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
+from . import balance
 from .client import ClientError, events, request
 from .findings import finding
 
+#: Share by which a figure may fall short of another run's before that is a warning.
+TOLERANCE = 0.15
+# Figures of which more is better.
+_RATES = ("request_throughput", "output_throughput", "total_throughput", "goodput")
 METRICS = ("ttft_ms", "tpot_ms", "itl_ms", "e2e_ms")
 _STAGE = "check"
 # Common words that most tokenizers keep whole, so that N words are about N tokens. The engine's count is reported.
@@ -57,11 +62,14 @@ def percentile(values: Sequence[float], share: float) -> Optional[float]:
 def _one(url: str, body: Mapping[str, Any], timeout: float, api_key: Optional[str]) -> Dict[str, Any]:
     """Times of one streamed request: ``{ok, error, start, end, arrivals, prompt_tokens, completion_tokens}``."""
     record: Dict[str, Any] = {"ok": False, "error": None, "prompt_tokens": 0, "completion_tokens": 0, "arrivals": []}
+    words = False
     record["start"] = start = time.monotonic()
     try:
         for arrival, event in events(url, body, timeout=timeout, deadline=start + timeout, api_key=api_key):
-            if event.get("choices") and event["choices"][0].get("text"):
+            if event.get("choices"):
+                # A token may have no text of its own (half a character, a word that could become a stop string).
                 record["arrivals"].append(arrival)
+                words = words or bool(event["choices"][0].get("text"))
             if event.get("usage"):
                 record["prompt_tokens"] = int(event["usage"].get("prompt_tokens") or 0)
                 record["completion_tokens"] = int(event["usage"].get("completion_tokens") or 0)
@@ -70,7 +78,7 @@ def _one(url: str, body: Mapping[str, Any], timeout: float, api_key: Optional[st
     except (AttributeError, TypeError, ValueError) as error:
         record["error"] = f"{url}: event of an unknown shape: {error}"
     record["end"] = time.monotonic()
-    if record["error"] is None and not record["arrivals"]:
+    if record["error"] is None and not words:
         record["error"] = f"{url}: the stream had no words"
     elif record["error"] is None and not record["completion_tokens"]:
         record["error"] = f"{url}: the stream had no usage, so tokens can't be counted"
@@ -236,31 +244,32 @@ def run(
     slo: Optional[Mapping[str, float]] = None,
     simulated_urls: Sequence[str] = (),
     api_key: Optional[str] = None,
+    engines: Sequence[Mapping[str, Any]] = (),
 ) -> Dict[str, Any]:
-    """Load the endpoint's completions: ``{"conditions", "simulated", "max_in_flight"}``, what `summarize` gives, and
-    ``requests`` as `timelines` gives them.
+    """Load the endpoint's completions: ``{"conditions", "simulated", "max_in_flight"}``, what `summarize` gives,
+    ``ranks`` and ``findings`` as `balance.judge` gives them for ``engines``, and ``requests`` as `timelines` does.
 
-    ``warmup`` requests go first and are not counted (default: as many as run at a time): they compile graphs and open
-    links. Answers are asked to have exactly ``output_tokens``; engines that do not know ``ignore_eos`` may give fewer,
-    which the token counts show. ``timeout`` in seconds is for one request.
+    ``warmup`` requests go first and are not counted (default: as many as run at a time): they compile graphs, open
+    links, and tell how many tokens a word of the prompts has, so that those that count have ``input_tokens``. Answers
+    are asked to have exactly ``output_tokens``; engines that do not know ``ignore_eos`` may give fewer, which the token
+    counts show. ``timeout`` in seconds is for one request.
     """
     warmup = concurrency if warmup is None else warmup
-    bodies = [
-        {
-            "model": model,
-            "prompt": prompt,
-            "max_tokens": output_tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        for prompt in prompts(warmup + requests, input_tokens, seed)
-    ]
+
+    def bodies(texts: Sequence[str]) -> List[Dict[str, Any]]:
+        common = {"model": model, "max_tokens": output_tokens, "temperature": 0, "ignore_eos": True, "stream": True}
+        return [{**common, "prompt": text, "stream_options": {"include_usage": True}} for text in texts]
+
     address = url.rstrip("/") + "/v1/completions"
+    words = input_tokens
     if warmup:
-        _load(address, bodies[:warmup], concurrency, timeout, api_key)
-    measured = _load(address, bodies[warmup:], concurrency, timeout, api_key)
+        first = _load(address, bodies(prompts(warmup, input_tokens, seed)), concurrency, timeout, api_key)
+        counted = [record["prompt_tokens"] for record in first["records"] if record["ok"] and record["prompt_tokens"]]
+        words = max(1, round(input_tokens * input_tokens * len(counted) / sum(counted))) if counted else words
+    # Another seed than the warm-up's: nothing of these is in a prefix cache yet.
+    before = balance.read(engines, api_key=api_key)
+    measured = _load(address, bodies(prompts(requests, words, seed + 1)), concurrency, timeout, api_key)
+    shares = balance.judge(engines, before, balance.read(engines, api_key=api_key))
     return {
         "conditions": {
             "model": model,
@@ -273,6 +282,8 @@ def run(
             "seed": seed,
         },
         "simulated": is_simulated(simulated_urls, api_key=api_key),
+        "ranks": shares["ranks"],
+        "findings": shares["findings"],
         "max_in_flight": measured["max_in_flight"],
         **summarize(measured["records"], measured["seconds"], slo),
         "requests": timelines(measured["records"]),
@@ -315,12 +326,87 @@ def judge(result: Mapping[str, Any]) -> List[Dict[str, Any]]:
     ]
 
 
-def compare(reference: Mapping[str, Any], result: Mapping[str, Any]) -> List[Dict[str, Any]]:
-    """Findings (``info``) that set a result beside reference figures, where the conditions are the same.
+def _figure(result: Mapping[str, Any], name: str) -> Optional[float]:
+    """One figure of a result; of a distribution its mean."""
+    value = result.get(name)
+    found = value.get("mean") if isinstance(value, Mapping) else value
+    return None if found is None else float(found)
+
+
+def _short(name: str, value: float, expected: float) -> float:
+    """The share by which a figure is worse than expected; negative when it is better."""
+    return 1 - (value / expected if name in _RATES else expected / value) if value > 0 else 1.0
+
+
+def against(
+    last: Optional[Mapping[str, Any]],
+    result: Mapping[str, Any],
+    *,
+    tolerance: float = TOLERANCE,
+    drop: Optional[float] = None,
+    when: str = "the last good run",
+) -> List[Dict[str, Any]]:
+    """Findings that set a result beside an earlier one, which ``when`` names. Pure.
+
+    Compared are output throughput and the means of TTFT, TPOT and E2E. What is worse by more than the share
+    ``tolerance`` is a warning. An output throughput that fell by more than the share ``drop`` is an error; None: never.
+    Figures under other conditions, or of a simulator beside real ones, are not compared, and that is told.
+    """
+    if not last:
+        return []
+    sizes = ("concurrency", "requests", "input_tokens", "output_tokens")
+    other = [
+        f"{name} {last['conditions'].get(name)} -> {result['conditions'].get(name)}"
+        for name in sizes
+        if last["conditions"].get(name) != result["conditions"].get(name)
+    ]
+    if bool(last.get("simulated")) != bool(result.get("simulated")):
+        other.append("one of the two is simulated")
+    if other:
+        return [
+            finding(
+                "bench-last",
+                "info",
+                f"not comparable with {when}",
+                stage=_STAGE,
+                evidence="; ".join(other),
+            )
+        ]
+    lines, worst = [], 0.0
+    for name in ("output_throughput", "ttft_ms", "tpot_ms", "e2e_ms"):
+        value, expected = _figure(result, name), _figure(last, name)
+        if value is None or not expected:
+            continue
+        lines.append(f"{name} {value:g}, was {expected:g}")
+        worst = max(worst, _short(name, value, expected))
+    value, expected = float(result["output_throughput"]), float(last["output_throughput"])
+    ratio = value / expected if expected else 1.0
+    fallen = drop is not None and 1 - ratio > drop
+    return [
+        finding(
+            "bench-drop" if fallen else "bench-last",
+            "error" if fallen else "warning" if worst > tolerance else "info",
+            f"{value:g} output tokens/s, {ratio:.0%} of {when}"
+            + (f"; a fall by {drop:.0%} was allowed" if fallen and drop is not None else ""),
+            stage=_STAGE,
+            evidence="; ".join(lines),
+            cause="Changed arguments, another image, or a slower node." if fallen or worst > tolerance else "",
+            fix="Compare both generations' arguments; repeat with -e endpoint_check_bench=always."
+            if fallen or worst > tolerance
+            else "",
+        )
+    ]
+
+
+def compare(
+    reference: Mapping[str, Any], result: Mapping[str, Any], tolerance: float = TOLERANCE
+) -> List[Dict[str, Any]]:
+    """Findings that set a result beside reference figures, where the conditions are the same.
 
     ``reference`` is the recipe's mapping of names to rows ``{"source", "conditions": {...}, "figures": {...}}``.
     Conditions are keys of the result's ``conditions`` and all have to be equal; figures are metric names
-    (``ttft_ms`` compares means) or throughputs. A simulator's figures are never compared.
+    (``ttft_ms`` compares means) or throughputs. A figure that is worse by more than the share ``tolerance`` is a
+    warning, any other is information. A simulator's figures are never compared.
     """
     if result.get("simulated"):
         return []
@@ -330,17 +416,20 @@ def compare(reference: Mapping[str, Any], result: Mapping[str, Any]) -> List[Dic
         if not wanted or any(result["conditions"].get(key) != value for key, value in wanted.items()):
             continue
         for name, expected in sorted((row.get("figures") or {}).items()):
-            measured = result.get(name)
-            value = measured.get("mean") if isinstance(measured, Mapping) else measured
+            value = _figure(result, name)
             if value is None or not expected:
                 continue
+            worse = _short(name, value, float(expected)) > tolerance
             findings.append(
                 finding(
                     "bench-reference",
-                    "info",
+                    "warning" if worse else "info",
                     f"{name}: {value:g}, {value / expected:.0%} of the reference {expected:g}",
                     stage=_STAGE,
-                    evidence=f"reference: {row.get('source', 'recipe')}; same {', '.join(sorted(wanted))}",
+                    evidence=f"reference: {row.get('source', 'recipe')}; same {', '.join(sorted(wanted))};"
+                    f" worse by {tolerance:.0%} is a warning",
+                    cause="Other clocks, drivers or tuning than those of the reference." if worse else "",
+                    fix="Run --tags verify, and compare docs/tuning.md with the node." if worse else "",
                 )
             )
     return findings

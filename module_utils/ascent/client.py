@@ -47,7 +47,12 @@ class Response:
 
 
 def _open(
-    method: str, url: str, body: Optional[Mapping[str, Any]], timeout: float, api_key: Optional[str]
+    method: str,
+    url: str,
+    body: Optional[Mapping[str, Any]],
+    timeout: float,
+    api_key: Optional[str],
+    more: Optional[Mapping[str, str]] = None,
 ) -> Tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
     try:
         parts = urlsplit(url)
@@ -58,7 +63,7 @@ def _open(
         raise ClientError(f"{url!r} is not an http or https URL")
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname, port, timeout=timeout)
-    headers = {"Accept": "application/json, text/event-stream", "Connection": "close"}
+    headers = {"Accept": "application/json, text/event-stream", "Connection": "close", **(more or {})}
     if api_key:
         headers["Authorization"] = f"Bearer {api_key}"
     data = None
@@ -91,22 +96,25 @@ def request(
     *,
     timeout: float = 30,
     api_key: Optional[str] = None,
+    headers: Optional[Mapping[str, str]] = None,
 ) -> Response:
     """One request and its whole answer, whatever its status. ``timeout`` in seconds bounds each wait for bytes.
+
+    ``headers`` are sent besides the client's own.
 
     Raises ClientError when no whole answer came.
     """
     start = time.monotonic()
     try:
-        connection, response = _open(method, url, body, timeout, api_key)
+        connection, response = _open(method, url, body, timeout, api_key, headers)
         try:
             data = response.read(_MAX_BODY)
         finally:
             connection.close()
     except (OSError, http.client.HTTPException) as error:
         raise _told(error, url, timeout) from None
-    headers = {name.lower(): value for name, value in response.getheaders()}
-    return Response(response.status, headers, data.decode("utf-8", "replace"), time.monotonic() - start)
+    told = {name.lower(): value for name, value in response.getheaders()}
+    return Response(response.status, told, data.decode("utf-8", "replace"), time.monotonic() - start)
 
 
 def events(

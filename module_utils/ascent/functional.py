@@ -1,10 +1,11 @@
-"""Whether the endpoint answers: the recipe's prompts, plain and streamed, and what is wrong with the answers."""
+"""Whether the endpoint answers: the recipe's prompts, plain, streamed and again, and what is wrong with the answers."""
 
 from __future__ import annotations
 
-__all__ = ["ask", "check", "judge"]
+__all__ = ["ask", "body_of", "check", "judge"]
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from . import answer_quality
@@ -13,21 +14,26 @@ from .findings import finding
 
 _PATHS = {"completion": "/v1/completions", "chat": "/v1/chat/completions"}
 _STAGE = "check"
+_MAX_THREADS = 16
+# Answers at temperature 0 may part ways late, where rounding depends on the batch. Not within so many characters.
+_SAME_START = 12
+# What a chat template is made of: in an answer it shows that the engine does not know where a turn ends.
+_MARKS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|start_header_id|>", "[/INST]", "</s>")
 
 
 def _kind(prompt: Mapping[str, Any]) -> str:
     return str(prompt.get("kind") or ("chat" if "messages" in prompt else "completion"))
 
 
-def _body(prompt: Mapping[str, Any], model: str) -> Dict[str, Any]:
-    """The request of a prompt: its own sampling values as they are, ``prompt`` turned into a message for a chat."""
+def body_of(prompt: Mapping[str, Any], model: str) -> Tuple[str, Dict[str, Any]]:
+    """Path and body of a prompt: its own sampling values as they are, ``prompt`` turned into a message for a chat."""
     body = {key: value for key, value in prompt.items() if key not in ("kind", "expect", "name", "prompt", "messages")}
     body["model"] = model
     if _kind(prompt) == "chat":
         body["messages"] = prompt.get("messages") or [{"role": "user", "content": prompt["prompt"]}]
     else:
         body["prompt"] = prompt["prompt"]
-    return body
+    return _PATHS[_kind(prompt)], body
 
 
 def _text(choice: Mapping[str, Any]) -> str:
@@ -40,78 +46,113 @@ def _text(choice: Mapping[str, Any]) -> str:
 def ask(
     url: str, model: str, prompt: Mapping[str, Any], timeout: float, api_key: Optional[str] = None
 ) -> Dict[str, Any]:
-    """One prompt, first plain and then streamed.
+    """One prompt: first plain, then streamed and, at temperature 0, plain once more beside it.
 
-    Returns ``{kind, prompt, status, text, streamed_text, completion_tokens, streamed_tokens, chunks, seconds, error}``.
+    Returns ``{kind, prompt, status, model, text, finish, prompt_tokens, completion_tokens, streamed_text,
+    streamed_tokens, chunks, again, seconds, error}``; ``again`` is None where the prompt isn't asked twice.
     """
-    address = url.rstrip("/") + _PATHS[_kind(prompt)]
-    body = _body(prompt, model)
+    path, body = body_of(prompt, model)
+    address = url.rstrip("/") + path
     messages = prompt.get("messages")
     answer: Dict[str, Any] = {
         "kind": _kind(prompt),
         "prompt": prompt.get("prompt") if messages is None else str(messages[-1].get("content")),
         "status": None,
+        "model": None,
         "text": None,
-        "streamed_text": None,
+        "finish": None,
+        "prompt_tokens": None,
         "completion_tokens": None,
+        "streamed_text": None,
         "streamed_tokens": None,
         "chunks": 0,
+        "again": None,
         "seconds": None,
         "error": None,
     }
     try:
-        response = request("POST", address, body, timeout=timeout, api_key=api_key)
-        answer.update(status=response.status, seconds=round(response.seconds, 4))
-        if response.status != 200:
-            via = response.headers.get("via")
-            answer["error"] = f"HTTP {response.status}{f' through proxy {via}' if via else ''}: {response.text[:300]}"
-            return answer
-        answer["text"], answer["completion_tokens"] = _whole(response.json())
-        _stream(address, body, answer, timeout, api_key)
+        answer.update(_plain(address, body, timeout, api_key))
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            streamed = pool.submit(_stream, address, body, timeout, api_key)
+            again = pool.submit(_plain, address, body, timeout, api_key) if prompt.get("temperature") == 0 else None
+        answer.update(streamed.result())
+        answer["again"] = again.result()["text"] if again else None
     except ClientError as error:
-        answer["error"] = str(error)
+        answer.update(error=str(error), status=answer["status"] or error.status)
     return answer
 
 
-def _whole(data: Any) -> Tuple[Optional[str], Optional[int]]:
+def _plain(address: str, body: Mapping[str, Any], timeout: float, api_key: Optional[str]) -> Dict[str, Any]:
+    response = request("POST", address, body, timeout=timeout, api_key=api_key)
+    if response.status != 200:
+        via = response.headers.get("via")
+        through = f" through proxy {via}" if via else ""
+        raise ClientError(f"HTTP {response.status}{through}: {response.text[:300]}", response.status)
+    data = response.json()
     try:
-        return _text(data["choices"][0]), data.get("usage", {}).get("completion_tokens")
+        choice, usage = data["choices"][0], data.get("usage") or {}
+        return {
+            "status": 200,
+            "seconds": round(response.seconds, 4),
+            "model": data.get("model"),
+            "text": _text(choice),
+            "finish": choice.get("finish_reason"),
+            "prompt_tokens": usage.get("prompt_tokens"),
+            "completion_tokens": usage.get("completion_tokens"),
+        }
     except (AttributeError, IndexError, KeyError, TypeError):
         raise ClientError(f"answer without choices: {str(data)[:300]}", 200) from None
 
 
-def _stream(
-    address: str, body: Mapping[str, Any], answer: Dict[str, Any], timeout: float, api_key: Optional[str]
-) -> None:
+def _stream(address: str, body: Mapping[str, Any], timeout: float, api_key: Optional[str]) -> Dict[str, Any]:
     streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
     pieces: List[str] = []
+    tokens = None
     for _arrival, event in events(
         address, streamed, timeout=timeout, deadline=time.monotonic() + timeout, api_key=api_key
     ):
-        piece = _text(event["choices"][0]) if event.get("choices") else ""
+        try:
+            piece = _text(event["choices"][0]) if event.get("choices") else ""
+        except (AttributeError, TypeError):
+            raise ClientError(f"event of an unknown shape: {str(event)[:300]}", 200) from None
         if piece:
             pieces.append(piece)
         if event.get("usage"):
-            answer["streamed_tokens"] = event["usage"].get("completion_tokens")
-    answer.update(streamed_text="".join(pieces), chunks=len(pieces))
+            tokens = event["usage"].get("completion_tokens")
+    return {"streamed_text": "".join(pieces), "streamed_tokens": tokens, "chunks": len(pieces)}
 
 
-def judge(prompt: Mapping[str, Any], answer: Mapping[str, Any]) -> List[Dict[str, Any]]:
-    """Findings on one answer of `ask`. Pure."""
+def _told(id: str, severity: str, summary: str, evidence: str, cause: str, fix: str) -> Dict[str, Any]:
+    return finding(id, severity, summary, stage=_STAGE, evidence=evidence, cause=cause, fix=fix)
+
+
+def _unanswered(asked: str, answer: Mapping[str, Any], model: str) -> Dict[str, Any]:
+    error = answer["error"]
+    if answer["status"] == 404 and model in error:
+        return _told(
+            "served-name-wrong",
+            "error",
+            f"the endpoint does not serve {model!r}",
+            error,
+            "An engine was started with another --served-model-name, or the router leads to another cluster.",
+            "Compare /v1/models of every engine with model.served_name of the recipe.",
+        )
+    # A status of a proxy's own comes with its header and is another fault than the engine's refusal.
+    return _told(
+        "D11" if "through proxy" in error else "functional-no-answer",
+        "error",
+        f"the endpoint does not answer {asked}",
+        error,
+        "The router or an engine behind it refuses or has died, although the endpoint listens.",
+        "Read the container logs of the router and of the first engine it names.",
+    )
+
+
+def judge(prompt: Mapping[str, Any], answer: Mapping[str, Any], model: str) -> List[Dict[str, Any]]:
+    """Findings on one answer of `ask`; ``model`` is the name that was asked for. Pure."""
     asked = f"{answer['kind']} {str(answer['prompt'])[:80]!r}"
     if answer["error"]:
-        # A status of a proxy's own comes with its header and is another fault than the engine's refusal.
-        return [
-            finding(
-                "D11" if "through proxy" in answer["error"] else "functional-no-answer",
-                "error",
-                f"the endpoint does not answer {asked}",
-                stage=_STAGE,
-                evidence=answer["error"],
-                cause="The router or an engine behind it refuses or has died, although the endpoint listens.",
-                fix="Read the container logs of the router and of the first engine it names.",
-            )
-        ]
+        return [_unanswered(asked, answer, model)]
     findings = []
     for way, text, tokens in (
         ("plain", answer["text"], answer["completion_tokens"]),
@@ -119,52 +160,149 @@ def judge(prompt: Mapping[str, Any], answer: Mapping[str, Any]) -> List[Dict[str
     ):
         if not (text or "").strip() or not tokens:
             findings.append(
-                finding(
+                _told(
                     "E13",
                     "error",
                     f"HTTP 200 without an answer to {asked} ({way})",
-                    stage=_STAGE,
-                    evidence=f"text {text!r}, completion tokens {tokens}",
-                    cause="A decode process behind the router is gone, or the engine reports no usage.",
-                    fix="Check each engine by itself, then the router's list of engines.",
+                    f"text {text!r}, completion tokens {tokens}",
+                    "A decode process behind the router is gone, or the engine reports no usage.",
+                    "Check each engine by itself, then the router's list of engines.",
                 )
             )
-            continue
-        quality = answer_quality.judge(text)
-        missing = [word for word in prompt.get("expect") or [] if word.lower() not in text.lower()]
-        reasons = quality["reasons"] + [f"expected {word!r} in the answer" for word in missing]
-        if reasons:
-            findings.append(
-                finding(
-                    "G01",
-                    "error",
-                    f"the answer to {asked} is not sensible ({way}): {reasons[0]}",
-                    stage=_STAGE,
-                    evidence=f"{'; '.join(reasons)}. Answer: {text[:300]!r}",
-                    cause="Wrong quantisation flag, a faulty operator or graph, a bad shard, or mixed KV blocks.",
-                    fix="Repeat with --enforce-eager, then on one node; compare the weights' hashes between nodes.",
-                )
-            )
-    greedy = prompt.get("temperature") == 0
-    if not findings and greedy and answer["text"] != answer["streamed_text"]:
+        else:
+            findings += _sense(prompt, asked, way, text)
+    if answer["model"] not in (None, model):
         findings.append(
-            finding(
-                "stream-differs",
-                "warning",
-                f"plain and streamed answers to {asked} differ at temperature 0",
-                stage=_STAGE,
-                evidence=f"plain {answer['text'][:200]!r}, streamed {answer['streamed_text'][:200]!r}",
-                cause="Batch-dependent rounding can do this late in a text; lost or doubled chunks do it anywhere.",
-                fix="Compare the texts: a gap or a difference in the first words points to the router or the KV path.",
+            _told(
+                "served-name-wrong",
+                "error",
+                f"asked for {model!r}, the endpoint answers as {answer['model']!r}",
+                f"model of the answer to {asked}: {answer['model']!r}",
+                "The router leads to an engine of another deployment, or one has several names in another order.",
+                "Compare /v1/models of every engine with model.served_name of the recipe.",
             )
         )
-    return findings
+    findings += _limits(prompt, asked, answer)
+    return findings + ([] if findings else _sameness(prompt, asked, answer))
+
+
+def _sense(prompt: Mapping[str, Any], asked: str, way: str, text: str) -> List[Dict[str, Any]]:
+    """Garbage, words that had to be there, and what is left of a chat template."""
+    expected = prompt.get("expect") or []
+    missing = [word for word in expected if word.lower() not in text.lower()]
+    # A question may ask for another language; what it expects then says so.
+    question = "" if expected else str(prompt.get("prompt") or "")
+    reasons = answer_quality.judge(text, question)["reasons"]
+    reasons = reasons + [f"expected {word!r} in the answer" for word in missing]
+    if reasons:
+        return [
+            _told(
+                "G01",
+                "error",
+                f"the answer to {asked} is not sensible ({way}): {reasons[0]}",
+                f"{'; '.join(reasons)}. Answer: {text[:300]!r}",
+                "Wrong quantisation flag, a faulty operator or graph, a bad shard, or mixed KV blocks.",
+                "Repeat with --enforce-eager, then on one node; compare the weights' hashes between nodes.",
+            )
+        ]
+    marks = [mark for mark in _MARKS if mark in text]
+    if _kind(prompt) == "chat" and marks:
+        return [
+            _told(
+                "chat-template-wrong",
+                "error",
+                f"the answer to {asked} holds parts of a chat template ({way})",
+                f"{', '.join(marks)} in {text[:300]!r}",
+                "The engine's chat template or end token is another model's, so turns do not end where they should.",
+                "Compare tokenizer_config.json and generation_config.json with the source; take --chat-template away.",
+            )
+        ]
+    return []
+
+
+def _limits(prompt: Mapping[str, Any], asked: str, answer: Mapping[str, Any]) -> List[Dict[str, Any]]:
+    wanted, tokens = prompt.get("max_tokens"), answer["completion_tokens"]
+    # An answer that ends by itself may be shorter; one that ended for its length has exactly what was asked for.
+    if not wanted or not tokens or tokens == wanted or (tokens < wanted and answer["finish"] != "length"):
+        return []
+    return [
+        _told(
+            "max-tokens-ignored",
+            "error",
+            f"{wanted} tokens were asked for with {asked}, and the answer has {tokens}",
+            f"max_tokens {wanted}, completion tokens {tokens}, finish reason {answer['finish']}",
+            "The router changes the request, as it does for the prefill side, or the engine has limits of its own.",
+            "Ask an engine by itself: if that is right, it is the router; else read its --override-generation-config.",
+        )
+    ]
+
+
+def _same_start(one: str, other: str) -> bool:
+    """Whether two texts begin alike, as far as the shorter of them goes."""
+    length = min(_SAME_START, len(one), len(other))
+    return one[:length] == other[:length]
+
+
+def _within(part: str, whole: str) -> bool:
+    """Whether ``part`` is what is left of ``whole`` after characters have been taken away."""
+    rest = iter(whole)
+    return all(character in rest for character in part)
+
+
+def _sameness(prompt: Mapping[str, Any], asked: str, answer: Mapping[str, Any]) -> List[Dict[str, Any]]:
+    """What differs between answers that should be the same."""
+    plain, streamed, again = answer["text"], answer["streamed_text"], answer["again"]
+    if prompt.get("temperature") != 0 or again is None:
+        return []
+    if plain != again and not _same_start(plain, again):
+        return [
+            _told(
+                "answer-not-repeatable",
+                "error",
+                f"the same {asked} at temperature 0 gets two different answers",
+                f"first {plain[:200]!r}, then {again[:200]!r}",
+                "Two ranks or instances do not hold the same weights, or one of them computes wrongly.",
+                "Ask each instance by itself, and compare the weights' hashes between nodes.",
+            )
+        ]
+    if plain == streamed:
+        return []
+    # The same numbers of tokens and yet fewer or more characters: parts of the text were lost or came twice.
+    torn = len(plain) != len(streamed) and (_within(streamed, plain) or _within(plain, streamed))
+    if torn or not _same_start(plain, streamed):
+        return [
+            _told(
+                "stream-differs",
+                "error",
+                f"the streamed answer to {asked} is not the plain one"
+                + (": parts of it were lost or came twice" if torn else ""),
+                f"plain {plain[:200]!r}, streamed {streamed[:200]!r}",
+                "The router drops or doubles chunks, or streams take another way than plain requests.",
+                "Ask an engine by itself: if that is right, it is the router or a proxy before it.",
+            )
+        ]
+    if plain != again:
+        # Whatever makes plain answers part ways does the same to streams.
+        return []
+    return [
+        _told(
+            "stream-differs",
+            "warning",
+            f"plain and streamed answers to {asked} differ at temperature 0",
+            f"plain {plain[:200]!r}, streamed {streamed[:200]!r}",
+            "Rounding that depends on the batch does this late in a text.",
+            "Nothing, if clients can live with it; else repeat the check while nobody else asks.",
+        )
+    ]
 
 
 def check(
     url: str, model: str, prompts: Sequence[Mapping[str, Any]], timeout: float = 300, api_key: Optional[str] = None
 ) -> Dict[str, Any]:
-    """All prompts, one after the other: ``{"answers": [...], "findings": [...]}``; ``timeout`` in seconds for each."""
-    answers = [ask(url, model, prompt, timeout, api_key) for prompt in prompts]
-    findings = [item for prompt, answer in zip(prompts, answers) for item in judge(prompt, answer)]
+    """All prompts at once: ``{"answers": [...], "findings": [...]}``; ``timeout`` in seconds for each answer."""
+    if not prompts:
+        return {"answers": [], "findings": []}
+    with ThreadPoolExecutor(max_workers=min(_MAX_THREADS, len(prompts))) as pool:
+        answers = list(pool.map(lambda prompt: ask(url, model, prompt, timeout, api_key), prompts))
+    findings = [item for prompt, answer in zip(prompts, answers) for item in judge(prompt, answer, model)]
     return {"answers": answers, "findings": findings}

@@ -10,7 +10,7 @@ from ascent.findings import failed, message, sort_findings
 
 
 class ActionModule(ActionBase):
-    """``report_findings: {findings: [...]}``; the result carries them for the callback that writes the record."""
+    """``report_findings: {findings: [...], metrics: {...}}``; the result carries both for the run's record."""
 
     TRANSFERS_FILES = False
     _requires_connection = False
@@ -20,7 +20,13 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """All findings, worst first; the message names every error with its fix."""
         super().run(tmp, task_vars)
-        _, given = self.validate_argument_spec({"findings": {"type": "list", "elements": "dict", "required": True}})
+        _, given = self.validate_argument_spec(
+            {
+                "findings": {"type": "list", "elements": "dict", "required": True},
+                "metrics": {"type": "dict", "default": {}},
+            }
+        )
         findings = sort_findings(given["findings"])
         text = message(findings) or "nothing stands against it"
-        return {"changed": False, "failed": failed(findings), "findings": findings, "msg": text}
+        told = {"findings": findings, "metrics": given["metrics"], "msg": text}
+        return {"changed": False, "failed": failed(findings), **told}

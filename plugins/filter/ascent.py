@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ascent import engine_imports, generations, npu, preflight, units
+from ascent import engine_imports, generations, npu, preflight, units, upgrade
 from ascent.findings import finding
 from ascent_controller import checking, provisioning, render, tuning
 
@@ -131,6 +131,26 @@ def ascent_collected(hostvars: Mapping[str, Mapping[str, Any]], hosts: Iterable[
     return {host: {"archive": logs["archive"]} for host, logs in found.items() if "archive" in logs}
 
 
+def ascent_upgrade_outcome(
+    hostvars: Mapping[str, Mapping[str, Any]], hosts: Sequence[str], announced: Mapping[str, Any], outage: Any
+) -> dict[str, Any]:
+    """How an upgrade ended (`upgrade.outcome`), from what its tasks left as variables of ``hosts``."""
+    seen = [hostvars[host] for host in hosts]
+    undone = any(host.get("__upgrade_undone") for host in seen)
+    results = [host.get("ansible_failed_result") or {} for host in seen] if undone else []
+    reasons = {one["summary"]: one for result in results for one in result.get("findings") or ()}
+    failed = [str(result["msg"]) for result in results if result.get("msg")]
+    known = seen[0]["ansible_facts"]
+    return upgrade.outcome(
+        known["ascent_generation"]["number"],
+        known["ascent_kept"]["number"] if undone else None,
+        announced["expected_seconds"],
+        outage,
+        list(reasons.values()),
+        list(dict.fromkeys(failed)),
+    )
+
+
 def ascent_rolled_back(number: int, kept: int) -> list[dict[str, Any]]:
     """What to tell of a launch that failed and was undone: generation ``number`` is generation ``kept`` again."""
     return [
@@ -204,6 +224,7 @@ class FilterModule:
             "ascent_environments_differ": ascent_environments_differ,
             "ascent_import_findings": ascent_import_findings,
             "ascent_units": ascent_units,
+            "ascent_upgrade_outcome": ascent_upgrade_outcome,
             "ascent_device_requests": ascent_device_requests,
             "ascent_locked_images": ascent_locked_images,
             "ascent_mounts": ascent_mounts,

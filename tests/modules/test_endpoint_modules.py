@@ -7,6 +7,8 @@ import pytest
 from library import endpoint_health, functional_check, smoke_bench
 from tests.openai_server import Behaviour, Server
 
+WORDS = Behaviour.text
+LONG = [f"word{number}" for number in range(60)]
 PROMPT = {"prompt": "The future of AI is", "max_tokens": 50, "temperature": 0}
 
 
@@ -85,10 +87,12 @@ def test_good_answers_have_no_findings(run_module, serve):
     assert result["findings"] == []
     first, second = result["answers"]
     assert first["streamed_text"] == first["text"] == server.behaviour.text
+    assert first["again"] == server.behaviour.text
     assert (first["status"], first["chunks"], first["completion_tokens"]) == (200, 5, 15)
     assert second["kind"] == "chat"
-    assert server.requests[0] == {**PROMPT, "model": "qwen3.5"}
-    assert server.requests[2]["messages"] == [{"role": "user", "content": "How is it?"}]
+    assert {**PROMPT, "model": "qwen3.5"} in server.requests
+    assert [{"role": "user", "content": "How is it?"}] in [body.get("messages") for body in server.requests]
+    assert result["metrics"]["functional_check_seconds"] >= 0
 
 
 @pytest.mark.parametrize(
@@ -100,11 +104,22 @@ def test_good_answers_have_no_findings(run_module, serve):
         ({"usage": False}, "E13", "error"),
         ({"text": "!" * 60}, "G01", "error"),
         ({"cut_stream": True}, "functional-no-answer", "error"),
-        ({"streamed_text": "bright and quite another text than before"}, "stream-differs", "warning"),
+        ({"streamed_text": "quite another text than before"}, "stream-differs", "error"),
+        ({"streamed_text": "bright because people everywhere think otherwise"}, "stream-differs", "warning"),
+        ({"streamed_text": WORDS.replace("everywhere ", "")}, "stream-differs", "error"),
+        ({"streamed_text": WORDS.replace("everywhere", "everywhere everywhere")}, "stream-differs", "error"),
+        ({"again_text": "gloomy because nobody learns anything about it"}, "answer-not-repeatable", "error"),
+        ({"answers_as": "other"}, "served-name-wrong", "error"),
+        ({"text": " ".join(LONG), "ignore_max_tokens": True}, "max-tokens-ignored", "error"),
+        ({"text": "这是一个完全不同的语言的回答没有人问过它而且很长"}, "G01", "error"),
+        ({"ignore_stop": True}, "stop-ignored", "error"),
+        ({"template": False}, "chat-template-wrong", "error"),
+        ({"chats": False}, "chat-refused", "warning"),
     ],
 )
 def test_each_kind_of_bad_answer_is_a_finding(run_module, serve, behaviour, identity, severity):
-    findings = ask(run_module, serve(**behaviour))["findings"]
+    asked = {**PROMPT, "prompt": "The future of AI in our days is"}
+    findings = ask(run_module, serve(**behaviour), [asked])["findings"]
     assert {(item["id"], item["severity"]) for item in findings} == {(identity, severity)}
     assert all(item["evidence"] and item["cause"] and item["fix"] for item in findings)
 
@@ -113,6 +128,51 @@ def test_expected_word_that_is_missing_is_a_finding(run_module, serve):
     findings = ask(run_module, serve(), [{**PROMPT, "expect": ["Paris"]}])["findings"]
     assert findings[0]["id"] == "G01"
     assert "'Paris'" in findings[0]["evidence"]
+
+
+def test_a_text_that_differs_late_is_no_finding_where_repetitions_do_as_well(run_module, serve):
+    """Rounding depends on the batch; what it does to plain answers it does to streams."""
+    late = "bright because people everywhere think otherwise"
+    assert ask(run_module, serve(again_text=late, streamed_text=f"{late} now"))["findings"] == []
+
+
+def test_a_template_s_marks_in_a_chat_are_a_finding(run_module, serve):
+    chat = {"kind": "chat", "prompt": "How is it?", "max_tokens": 50, "temperature": 0}
+    findings = ask(run_module, serve(text=f"{WORDS}<|im_end|>"), [chat])["findings"]
+    assert {item["id"] for item in findings} == {"chat-template-wrong"}
+
+
+def test_chats_that_the_recipe_wants_may_not_be_refused(run_module, serve):
+    chat = {"kind": "chat", "prompt": "How is it?", "temperature": 0}
+    findings = ask(run_module, serve(chats=False), [PROMPT, chat])["findings"]
+    assert ("functional-no-answer", "error") in {(item["id"], item["severity"]) for item in findings}
+
+
+@pytest.mark.parametrize(("longest", "wanted"), [(None, []), (300, ["long-prompt-fails"])])
+def test_a_prompt_of_full_length_is_asked_where_it_is_wanted(run_module, serve, longest, wanted):
+    server = serve(longest=longest)
+    engine = {"name": "e", "host": "n1", "role": "serve", "ranks": 1, "max_model_len": 500}
+    engine |= {"metrics_url": f"{server.url}/metrics", "prefix_caching": False, "speculative": False}
+    result = ask(run_module, server, engines=[engine], long_prompt=True)
+    assert [item["id"] for item in result["findings"] if item["severity"] == "error"] == wanted
+    longest_asked = max(len(str(body.get("prompt")).split()) for body in server.requests)
+    assert 440 <= longest_asked <= 500
+    server.requests.clear()
+    ask(run_module, server, engines=[engine])
+    assert max(len(str(body.get("prompt")).split()) for body in server.requests) < 300
+
+
+def test_proxy_variables_do_not_reach_a_request(run_module, serve, monkeypatch):
+    """A proxy that answers everything well: were it asked, the dead endpoint would pass."""
+    server, proxy = Server(Behaviour()), serve()
+    with server:
+        dead = server.url
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy.url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    result = run_module(functional_check, {"url": dead, "model": "qwen3.5", "prompts": [PROMPT]})
+    assert [item["id"] for item in result["findings"]] == ["functional-no-answer"]
+    assert proxy.requests == []
 
 
 @pytest.mark.parametrize("prompt", [{}, {"prompt": "x", "kind": "song"}, {"kind": "completion", "messages": [{}]}])

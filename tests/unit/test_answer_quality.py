@@ -39,6 +39,21 @@ def test_noise_is_garbage_with_a_reason(text):
     assert verdict["reasons"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "text", "garbage"),
+    [
+        ("The future of AI in our days is", GOOD[3], True),
+        ("The future of AI in our days is", GOOD[2], False),
+        ("人工智能的未来是什么样子的请你简单地说一说", GOOD[2], True),
+        ("The future of AI in our days is", GOOD[4], False),
+        ("AI is", GOOD[3], False),
+        ("北京的天气怎么样 please tell me in English words", GOOD[2], False),
+    ],
+)
+def test_an_answer_is_in_the_writing_of_its_question(asked, text, garbage):
+    assert judge(text, asked)["garbage"] is garbage
+
+
 @given(st.text(max_size=200))
 def test_judge_takes_any_text(text):
     verdict = judge(text)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -153,3 +154,36 @@ def test_time_lines_start_with_the_first_request():
         {"start_s": 0.0, "end_s": 0.5, "ttft_ms": 200.0, "itl_ms": [30.0, 70.0], "error": None},
         {"start_s": 2.0, "end_s": 3.0, "ttft_ms": None, "itl_ms": [], "error": "refused"},
     ]
+
+
+def figures(throughput: float, ttft: float = 100.0, **more: Any) -> dict[str, Any]:
+    sizes = {"concurrency": 8, "requests": 32, "input_tokens": 128, "output_tokens": 64}
+    means = {name: {"mean": value} for name, value in (("ttft_ms", ttft), ("tpot_ms", 20.0), ("e2e_ms", 1400.0))}
+    return {"conditions": sizes, "simulated": False, "output_throughput": throughput, **means, **more}
+
+
+@pytest.mark.parametrize(
+    ("last", "drop", "wanted"),
+    [
+        (None, 0.2, []),
+        (figures(100.0), 0.2, [("bench-last", "info")]),
+        (figures(110.0), 0.2, [("bench-last", "info")]),
+        (figures(121.0), 0.2, [("bench-last", "warning")]),
+        (figures(130.0), 0.2, [("bench-drop", "error")]),
+        (figures(130.0), None, [("bench-last", "warning")]),
+        (figures(100.0, ttft=60.0), 0.2, [("bench-last", "warning")]),
+        (figures(50.0, ttft=200.0), 0.2, [("bench-last", "info")]),
+        (figures(900.0, simulated=True), 0.2, [("bench-last", "info")]),
+        (figures(900.0, conditions={"concurrency": 9}), 0.2, [("bench-last", "info")]),
+    ],
+)
+def test_a_run_is_set_beside_the_last_good_one(last: Any, drop: float | None, wanted: Any) -> None:
+    found = bench.against(last, figures(100.0), drop=drop)
+    assert [(one["id"], one["severity"]) for one in found] == wanted
+
+
+def test_prompts_have_the_tokens_that_were_asked_for() -> None:
+    """The server counts two tokens for each word; the warm-up tells."""
+    with Server(Behaviour(tokens_per_word=2)) as server:
+        result = bench.run(server.url, "m", concurrency=2, requests=4, input_tokens=60, output_tokens=8)
+    assert result["prompt_tokens"] == 4 * 60

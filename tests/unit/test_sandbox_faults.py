@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from sandbox.engine.sim import faults as engine_faults
-from sandbox.engine.sim.api import ANSWER_FAULTS
+from sandbox.engine.sim.faults import LIVED_WITH
 from sandbox.engine.sim.signatures import SIGNATURES
 from sandbox.faults import agent
 from sandbox.faults.control import FAULTS
@@ -45,7 +45,7 @@ def test_an_engine_fault_is_an_order_that_shows(fault):
     """The engine knows what it is told, and the words it then says are those that the fault promises."""
     injection = fault.on(None, fault.arguments([]))
     (order,) = engine_faults.parse(injection.changes[0]["value"])
-    if order.kind in (*ANSWER_FAULTS, "hang"):
+    if order.kind in LIVED_WITH:
         return  # the engine does it, and says nothing
     signature = SIGNATURES[order.kind]
     words = [*signature.lines, f"{signature.kind}: {signature.message}", f"exit {signature.status}"]

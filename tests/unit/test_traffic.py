@@ -59,7 +59,7 @@ def test_a_sound_service_has_no_findings() -> None:
         ({"decode-0": counts(generation=[64, 3], external=[9, 0])}, ("rank-idle", "warning")),
         ({"decode-0": counts(generation=[64], external=[9])}, ("rank-idle", "warning")),
         ({"decode-0": counts(generation=[3, 3], external=[0, 0])}, ("instance-idle", "error")),
-        ({"decode-0": counts(generation=[64, 64], external=[0, 0])}, ("kv-not-transferred", "warning")),
+        ({"decode-0": counts(generation=[64, 64], external=[0, 0])}, ("kv-not-transferred", "error")),
         ({"decode-0": None}, ("counters-unreadable", "info")),
     ],
 )
@@ -129,3 +129,61 @@ def test_both_ranks_of_a_server_answer(tmp_path: Any) -> None:
     assert told["findings"] == [], json.dumps(told)
     assert told["traffic"]["serve-0"][GENERATION] > 0
     assert [item["id"] for item in more["findings"]] == ["rank-idle"]
+
+
+def rank(number: int, text: str = "one two three", error: str = "", status: int | None = 200) -> dict[str, Any]:
+    known = {"engine": "serve-0", "role": "serve", "rank": number, "host": f"n{number}"}
+    return {**known, "text": text, "error": error, "status": status}
+
+
+@pytest.mark.parametrize(
+    ("odd", "wanted"),
+    [
+        (rank(3), []),
+        (rank(3, "", "no answer within 5 s", None), [("rank-fails", "error", "n3")]),
+        (rank(3, "", "HTTP 500: dead", 500), [("rank-fails", "error", "n3")]),
+        (rank(3, "", "HTTP 400: no such rank", 400), []),
+        (rank(0, "", "HTTP 404: no such model", 404), [("served-name-wrong", "error", "n0")]),
+        (rank(3, "four five six"), [("rank-differs", "warning", "n3")]),
+        (rank(3, "\ufffd\x01\x02 \ufffd"), [("rank-differs", "error", "n3")]),
+        (rank(3, "one two three four"), []),
+    ],
+)
+def test_a_rank_is_judged_by_itself(odd: dict[str, Any], wanted: Any) -> None:
+    found = traffic.judge_ranks([rank(0), rank(1), rank(2), odd])
+    assert [(one["id"], one["severity"], one["host"]) for one in found] == wanted
+
+
+def test_of_two_ranks_nobody_knows_which_is_right() -> None:
+    assert traffic.judge_ranks([rank(0), rank(1, "four five six")]) == []
+
+
+def test_an_idle_rank_that_answers_by_itself_is_no_fault() -> None:
+    after = {**PD_GOOD, "decode-0": counts(generation=[64, 3], external=[9, 0])}
+    asked = [{"engine": "decode-0", "rank": 1, "error": ""}]
+    (found,) = traffic.judge(PD, PD_ZERO, after, [], 8, asked)["findings"]
+    assert (found["id"], found["severity"]) == ("rank-idle", "info")
+
+
+def test_a_release_without_the_counter_proves_no_transfer() -> None:
+    after = {**PD_GOOD, "decode-0": counts(generation=[64, 64])}
+    before = {**PD_ZERO, "decode-0": counts(generation=[3, 3])}
+    assert ids(PD, before, after) == [("kv-transfer-unproven", "info")]
+
+
+def test_drafts_that_are_never_right_are_useless() -> None:
+    accepted = "vllm:spec_decode_num_accepted_tokens_total"
+    grown = {GENERATION: {"0": 90.0}, DRAFTED: {"0": 80.0}, accepted: {"0": 0.0}}
+    zero = {"serve-0": {name: {"0": 0.0} for name in grown}}
+    one = engine("serve-0", "serve", speculative=True)
+    assert ids([one], zero, {"serve-0": grown}) == [("speculation-useless", "warning")]
+
+
+def test_the_engine_s_word_on_its_prefix_cache_counts() -> None:
+    page = 'vllm:cache_config_info{block_size="128",enable_prefix_caching="False",engine="0"} 1.0\n'
+    page += 'vllm:generation_tokens_total{engine="0"} 9\nvllm:prefix_cache_hits_total{engine="0"} 0\n'
+    one = engine("serve-0", "serve", prefix_caching=True)
+    zero = {"serve-0": {GENERATION: {"0": 0.0}, PREFIX: {"0": 0.0}}}
+    assert ids([one], zero, {"serve-0": traffic.scrape(page)}) == []
+    on = traffic.scrape(page.replace("False", "True"))
+    assert ids([one], zero, {"serve-0": on}) == [("prefix-cache-idle", "warning")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["bench_due", "endpoint_host", "health_endpoints", "traffic_engines", "version_urls"]
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -64,6 +64,7 @@ def traffic_engines(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
                     "metrics_url": f"{end['url']}/metrics",
                     "entry": plan["endpoint"]["url"] if routed else end["url"],
                     "ranks": parallel["data_local"] if several else parallel["data"],
+                    "hosts": _rank_hosts([process] if several else [by_name[name] for name in instance["processes"]]),
                     "prefix_caching": "--no-enable-prefix-caching" not in words,
                     "speculative": "--speculative-config" in words,
                     "max_model_len": int(words[words.index("--max-model-len") + 1])
@@ -72,6 +73,19 @@ def traffic_engines(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+def _rank_hosts(processes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The host of each data parallel rank that these processes hold, in the order of the ranks."""
+    held = sorted(
+        (rank, str(process["host"]))
+        for process in processes
+        if process["parallel"] and process["kind"] not in ("ray-worker", "worker")
+        for rank in range(
+            process["parallel"]["start_rank"], process["parallel"]["start_rank"] + process["parallel"]["data_local"]
+        )
+    )
+    return [host for _, host in held]
 
 
 def version_urls(plan: Mapping[str, Any]) -> list[str]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 __all__ = ["JUDGES", "told"]
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import yaml
 
-from ascent import diagnosis, memory, preflight, serving, status, units
+from ascent import diagnosis, memory, preflight, serving, status, units, upgrade
 from ascent.fabric import collectives, control_plane, devices, pairs, verdict
 from ascent.findings import failed, finding, message, sort_findings
 from ascent_controller import loader, render, signatures
@@ -231,6 +232,11 @@ def _collectives_gate(
     return collectives.gate(plan, _nodes(facts), wanted, depth, hosts, tests)
 
 
+def _upgrade(plan: Plan, facts: Facts, *, serving: str, decision: Mapping[str, Any]) -> dict[str, Any]:
+    """Says what an upgrade is going to do; ``serving`` is the text of the plan that was current, empty without one."""
+    return upgrade.announce(plan, json.loads(serving) if serving else None, decision, _nodes(facts))
+
+
 JUDGES: dict[str, Callable[..., Mapping[str, Any]]] = {
     "collectives_gate": _collectives_gate,
     "fabric": _fabric,
@@ -240,4 +246,5 @@ JUDGES: dict[str, Callable[..., Mapping[str, Any]]] = {
     "preflight": _preflight,
     "serving": _serving,
     "status": _status,
+    "upgrade": _upgrade,
 }

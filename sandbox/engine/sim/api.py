@@ -23,7 +23,12 @@ from .protocol import ApiError, Generation, Json, Reader, chat_prompt, invalid, 
 from .scheduler import Event, Request, inside_id
 
 SERVER = "ascent-engine-simulator"
-ANSWER_FAULTS = ("http-500", "hang", "garbage", "empty")
+#: Faults of answers besides those of the scheduler's WRITER_FAULTS. `long`: prompts of more than half the longest
+#: length fail; `no-limit`: any length becomes 16 tokens; `recompute`: the KV cache that waits elsewhere is not fetched.
+ANSWER_FAULTS = (
+    "http-500", "hang", "long", "lost-chunks", "no-limit", "no-stop", "no-template", "other-name", "recompute",
+)  # fmt: skip
+NO_LIMIT_TOKENS = 16
 UNCOUNTED = ("/metrics", "/health", "/load", "/ping", "/version")
 LOOK_SECONDS = 0.5  # how often a request that gets no events looks whether its client is still there
 
@@ -206,10 +211,12 @@ class Api:
                     Request(
                         id=inside_id(base if count == 1 else f"{choice}_{base}"),
                         prompt=ids,
-                        max_tokens=max(asked.limit(ids, self.config.max_model_len), 1),
+                        max_tokens=NO_LIMIT_TOKENS
+                        if kind == "no-limit"
+                        else max(asked.limit(ids, self.config.max_model_len), 1),
                         min_tokens=values["min_tokens"],
-                        stop=list(values["stop"]),
-                        stop_ids=list(values["stop_token_ids"]),
+                        stop=[] if kind == "no-stop" else list(values["stop"]),
+                        stop_ids=[] if kind == "no-stop" else list(values["stop_token_ids"]),
                         include_stop=values["include_stop_str_in_output"],
                         ignore_eos=values["ignore_eos"],
                         seed=seed(asked, prompt, choice),
@@ -217,7 +224,7 @@ class Api:
                         lead="" if asked.chat or prompt[-1:].isspace() else " ",
                         salt=values["cache_salt"],
                         kind=kind,
-                        kv=values["kv_transfer_params"],
+                        kv=None if kind == "recompute" else values["kv_transfer_params"],
                     )
                 )
                 choices.append(Choice(len(choices), ids, prompt))
@@ -229,17 +236,23 @@ class Api:
         fault = self.on_request()
         if fault == "http-500":
             raise ApiError("Internal server error", 500, "InternalServerError")
+        if fault == "long" and any(len(ids) * 2 > self.config.max_model_len for ids, _ in asked.prompts):
+            raise ApiError("EngineCore encountered an issue.", 500, "InternalServerError")
+        if fault == "no-template" and asked.chat:
+            asked.prompts = [self.reader.bare(text) for _, text in asked.prompts]
         base = request.headers.get("X-Request-Id") or asked.values["request_id"] or uuid.uuid4().hex
         name = f"{prefix}-{base}"
         jobs, choices = self._jobs(name, asked, fault or "")
-        shape = form(name, asked.values["model"] or self.config.served[0], asked, self.tokenizer, self.print)
+        model = "other" if fault == "other-name" else asked.values["model"] or self.config.served[0]
+        shape = form(name, model, asked, self.tokenizer, self.print)
         usage = Usage(sum(len(ids) for ids, _ in asked.prompts))
         if self.config.serving.track_load:
             self.load += 1
         try:
             events = self._events(request, jobs, asked.values["n"], hang=fault == "hang")
             if asked.values["stream"]:
-                return await self._stream(request, asked, shape, usage, choices, events)
+                lost = 3 if fault == "lost-chunks" else 0
+                return await self._stream(request, asked, shape, usage, choices, events, lost)
             return await self._whole(request, shape, usage, choices, events)
         finally:
             if self.config.serving.track_load:
@@ -267,8 +280,9 @@ class Api:
 
     async def _stream(
         self, request: web.Request, asked: Generation, shape: Shape, usage: Usage, choices: list[Choice],
-        events: AsyncIterator[tuple[int, Event]],
+        events: AsyncIterator[tuple[int, Event]], lost: int,
     ) -> web.StreamResponse:  # fmt: skip
+        """Chunks as they come; every `lost`th of them never leaves."""
         options = asked.values["stream_options"] or {}
         force = self.config.serving.force_usage
         include = force or bool(options.get("include_usage"))
@@ -276,7 +290,7 @@ class Api:
         headers = {"Content-Type": "text/event-stream; charset=utf-8"} | self._headers(request)
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
-        first = True
+        first, sent = True, 0
         async for index, event in events:
             if event.finish == "error":
                 await _send(response, ApiError("Internal server error", 500, "InternalServerError").body)
@@ -292,6 +306,9 @@ class Api:
             counted = _short(Usage(len(choice.prompt), len(choice.ids or [])).fields()) if always else None
             delta = shape.delta(choice, event)
             choice.opened = True
+            sent += 1
+            if lost and sent % lost == 0 and not event.finish:
+                continue
             await _send(response, shape.chunk(delta, counted, last=bool(event.finish) and not include))
         else:
             if include:

@@ -12,8 +12,8 @@ PHASE is one of the start's phases (timing.PHASES), `ready` (just after the star
 
 up to `ready` also `delay=SECONDS` (slow readiness); at `ready` also `slow=FACTOR` (the steps of the rank take so
 many times as long) and `leak=MB` or `leak=MB/MOST` (host memory that the process takes each second, up to MOST MB,
-1024 where it is not given); for `request` also `http-500`, `empty` and `garbage`. `request:KIND%N` strikes every Nth
-request only.
+1024 where it is not given); for `request` also those of ANSWER_FAULTS and WRITER_FAULTS, which the engine lives with.
+`request:KIND%N` strikes every Nth request only; with one of WRITER_FAULTS, `request@RANK` is what that rank writes.
 
 The node may give orders as well, by /usr/local/dcmi/engine-faults.json: {"PROCESS": "ORDER"}. PROCESS is the name of
 the start script that is mounted in /etc/ascent, or * for all. SIM_FAIL comes first. A running engine sees a new order
@@ -36,10 +36,13 @@ from .api import ANSWER_FAULTS
 from .config import Settings
 from .environment import rooted
 from .log import EngineError, line
+from .scheduler import WRITER_FAULTS
 from .signatures import ALIASES, SIGNATURES, Signature
 
 PHASES = (*timing.PHASES, "ready", "request")
 LEAK_MOST = 1024
+#: Bad answers of an engine that goes on.
+LIVED_WITH = (*ANSWER_FAULTS, *WRITER_FAULTS)
 MEGABYTE = 2**20
 # Ids of the catalogue, for those who think in them.
 IDS = {
@@ -82,7 +85,7 @@ class Fault:
     @property
     def signature(self) -> Signature | None:
         """How the engine dies of it; None for faults that it lives with."""
-        if self.kind in ("delay", "slow", "leak") or (self.kind in ANSWER_FAULTS and self.phase == "request"):
+        if self.kind in ("delay", "slow", "leak") or (self.phase == "request" and self.kind in LIVED_WITH):
             return None
         return None if self.kind == "hang" else SIGNATURES.get(self.kind, Signature(self.kind, part="core"))
 
@@ -106,7 +109,7 @@ def _order(text: str) -> Fault:
             where = "a phase of the start" if kind == "delay" else "ready"
             raise ValueError(f"SIM_FAIL has {text!r}, but {kind} belongs to {where}")
         return Fault(phase, kind, rank, float(amount["amount"]), int(amount["most"] or LEAK_MOST))
-    if kind in ANSWER_FAULTS and kind != "hang" and phase != "request":
+    if kind in LIVED_WITH and kind != "hang" and phase != "request":
         raise ValueError(f"SIM_FAIL has {text!r}, but {kind} belongs to the phase request")
     return Fault(phase, IDS.get(kind, ALIASES.get(kind, kind)), rank, every=every)
 
@@ -141,8 +144,15 @@ def slowness(faults: Iterable[Fault], rank: int) -> float:
 
 
 def for_request(faults: Iterable[Fault], ranks: Iterable[int], number: int) -> Fault | None:
-    """The fault of the `number`th request (from 1), if it has one."""
-    return next((fault for fault in of(faults, "request", ranks) if number % fault.every == 0), None)
+    """The fault of the `number`th request (from 1), if it has one; those of what one rank writes are `for_writer`'s."""
+    found = (fault for fault in of(faults, "request", ranks) if fault.rank is None or fault.kind not in WRITER_FAULTS)
+    return next((fault for fault in found if number % fault.every == 0), None)
+
+
+def for_writer(faults: Iterable[Fault], rank: int) -> str:
+    """What this rank in particular writes badly; empty for nothing."""
+    found = (fault.kind for fault in of(faults, "request", [rank]) if fault.rank == rank)
+    return next((kind for kind in found if kind in WRITER_FAULTS), "")
 
 
 def error(config: Settings, fault: Fault) -> EngineError:

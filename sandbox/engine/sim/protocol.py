@@ -7,6 +7,7 @@ later have the type `BadRequestError` and one sentence.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -254,6 +255,11 @@ class Reader:
         found.prompts = [self._prompt(prompt, found)]
         self._sampling(found)
         return found
+
+    def bare(self, prompt: str) -> tuple[list[int], str]:
+        """A rendered chat as an engine sees it whose template is lost: the contents alone."""
+        words = re.sub(r"<\|im_start\|>\w*\n|<\|im_end\|>\n?", "", prompt)
+        return self.tokenizer.encode(words), words
 
     def _form(self, body: Json) -> None:
         """Rules that both kinds of bodies share and that are checked before anything else."""

@@ -22,7 +22,7 @@ METASERVER_TRIES = 3
 class Rank:
     """Runs requests on `blocks` blocks of KV cache; every step's events and figures go to `emit`.
 
-    `slow` is the factor by which its steps take longer than they should.
+    `slow` is the factor by which its steps take longer than they should, `writes` tells what it writes badly.
     """
 
     def __init__(
@@ -33,7 +33,9 @@ class Rank:
         kv: KvNode | None,
         emit: Callable[[list[Event], dict[str, Any]], None],
         slow: float = 1.0,
+        writes: Callable[[], str] = str,
     ) -> None:
+        self.writes = writes
         self.config, self.number, self.kv, self.emit, self.slow = config, number, kv, emit, slow
         self.tokenizer = tokenizer.load(config.model.directory)
         self.costs = serving.costs(config)
@@ -46,6 +48,7 @@ class Rank:
 
     def add(self, request: Request) -> None:
         """Queue a request; one whose prompt another instance computes waits for its KV first."""
+        request.kind = self.writes() or request.kind
         sequence = Sequence(request, Writer(request, self.tokenizer), time.monotonic())
         params = request.kv or {}
         if self.kv and params.get("do_remote_prefill") and (params.get("metaserver") or params.get("remote_host")):

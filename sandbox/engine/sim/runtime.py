@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -221,7 +222,8 @@ class Engine:
                 self.head.receive = self.front.receive
         for number in config.ranks:
             slow = faults.slowness(faults.orders(), number)
-            self.ranks[number] = Rank(config, number, self.blocks, self.kv, self._emit, slow)
+            writes = partial(self._writes, number)
+            self.ranks[number] = Rank(config, number, self.blocks, self.kv, self._emit, slow, writes)
             self._spawn(self.ranks[number].run())
         if self.kv:
             self.kv.moved = lambda rank: self._emit([], self.ranks[rank].stats())
@@ -254,6 +256,14 @@ class Engine:
         """A request that the head gives to a rank of this process."""
         if not self._fault_of_request([rank]):
             self.ranks[rank].add(request)
+
+    def _writes(self, rank: int) -> str:
+        """What this rank writes badly just now."""
+        try:
+            return faults.for_writer(faults.orders(), rank)
+        except EngineError as error:
+            self.fail(error)
+            return ""
 
     def _on_request(self) -> str | None:
         """What a request has to show: nothing, one of the faults of answers, or the end of the engine."""

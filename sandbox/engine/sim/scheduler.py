@@ -20,6 +20,8 @@ from . import text
 from .cache import BlockPool, hash_blocks
 from .tokenizer import Decoder, Tokenizer
 
+#: Faults of answers that the writing rank itself shows.
+WRITER_FAULTS = ("empty", "foreign", "garbage", "loop", "unsteady")
 ACCEPT = 0.7  # chance that a drafted token is right, given that the one before it was
 
 
@@ -28,7 +30,7 @@ class Request:
     """A generation to run. Plain values only: it also travels to other nodes as JSON.
 
     `prompt` are token ids; `opening` and `lead` say how the answer begins (see `text.answer`); `kind` is the fault
-    that the answer shows: `garbage` or `empty`. `salt` keeps prefixes of different users apart.
+    that the answer shows, one of WRITER_FAULTS. `salt` keeps prefixes of different users apart.
     """
 
     id: str
@@ -116,7 +118,12 @@ class Writer:
         request = self.request
         if request.kind == "garbage":
             return text.garbage(tokenizer, request.seed)
-        answer = text.answer(tokenizer, request.seed, request.opening, request.lead)
+        if request.kind == "loop":
+            return text.loop(tokenizer, request.seed, request.lead)
+        if request.kind == "foreign":
+            return text.foreign(tokenizer, request.seed)
+        seed = secrets.randbits(32) if request.kind == "unsteady" else request.seed
+        answer = text.answer(tokenizer, seed, request.opening, request.lead)
         if request.kind == "empty":
             return ((number, True) for number, _ in answer)
         return answer

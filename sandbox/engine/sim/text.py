@@ -86,6 +86,28 @@ def garbage(tokenizer: Tokenizer, seed: int) -> Iterator[tuple[int, bool]]:
         yield rng.choice(letters) if rng.random() < 0.3 else rng.randrange(tokenizer.size), False
 
 
+def loop(tokenizer: Tokenizer, seed: int, lead: str = " ") -> Iterator[tuple[int, bool]]:
+    """One short phrase for ever, as an engine writes that has lost its place."""
+    ids = tokenizer.encode(f"{lead}{_phrases(OBJECTS)[seed % len(_phrases(OBJECTS))]}.")
+    while True:
+        yield from ((number, False) for number in ids)
+
+
+def foreign(tokenizer: Tokenizer, seed: int) -> Iterator[tuple[int, bool]]:
+    """Sound sentences in a language that nobody asked for."""
+    rng = random.Random(seed)  # noqa: S311
+    parts = [
+        "我们的工作需要耐心",
+        "清楚的目标帮助每个人",
+        "城市的未来取决于水",
+        "孩子们喜欢新的东西",
+        "研究者很少忽略事实",
+    ]
+    while True:
+        rng.shuffle(parts)
+        yield from ((number, False) for number in tokenizer.encode("\uff0c".join(parts) + "\u3002"))
+
+
 def fact(prompt: str) -> str:
     """A short true answer to the few questions that checks like to ask; empty for all others."""
     last = prompt[-400:].lower()

@@ -1,0 +1,228 @@
+"""What an endpoint does with a request beside answering it: stop strings, chat templates, prompts of full length."""
+
+from __future__ import annotations
+
+__all__ = ["check", "judge_length", "judge_stop", "judge_template", "stop_word"]
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from .client import ClientError, Response, request
+from .findings import finding
+from .functional import body_of
+
+_STAGE = "check"
+# A sentence whose repetitions are the same tokens each time, so that a prompt's length can be told beforehand.
+_SENTENCE = " The record says that all is well and that nothing of it is missing."
+_PROBE = "Say in a few words what the record says."
+_FEW, _MORE = 2, 10
+_ANSWER = 8
+# Of a full prompt, what is left for the answer, and for tokens that the estimate does not know.
+_ROOM = 32
+_LONG_TIMEOUT = 600.0
+
+
+def stop_word(text: str) -> Optional[str]:
+    """A word inside an answer that does not come before, so that an answer that stops there differs from a whole one.
+
+    >>> stop_word("It is as it was yesterday.")
+    'was'
+    """
+    words = [(match.group(), match.start()) for match in re.finditer(r"[^\W\d_]{3,}", text)]
+    found = [word for word, start in words if start > 0 and text.index(word) == start and text[:start].strip()]
+    return found[0] if found else None
+
+
+def _post(url: str, body: Mapping[str, Any], timeout: float, api_key: Optional[str]) -> Tuple[Optional[Response], str]:
+    """An answer, or why there is none."""
+    try:
+        return request("POST", url, body, timeout=timeout, api_key=api_key), ""
+    except ClientError as error:
+        return None, str(error)
+
+
+def _prompt_tokens(response: Optional[Response]) -> Optional[int]:
+    """A prompt's tokens as an answer tells them; None where it doesn't."""
+    if response is None or response.status != 200:
+        return None
+    try:
+        return int(response.json()["usage"]["prompt_tokens"])
+    except (ClientError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _told(id: str, severity: str, summary: str, evidence: str, cause: str, fix: str) -> Dict[str, Any]:
+    return finding(id, severity, summary, stage=_STAGE, evidence=evidence, cause=cause, fix=fix)
+
+
+def judge_stop(word: str, status: Optional[int], text: str, error: str) -> List[Dict[str, Any]]:
+    """Findings on an answer that was to stop before ``word``. Pure."""
+    if status != 200:
+        summary, evidence = "a request with a stop string is refused", error
+    elif word in text:
+        summary, evidence = "a stop string is ignored", f"stop {word!r}, answer {text[:200]!r}"
+    else:
+        return []
+    return [
+        _told(
+            "stop-ignored",
+            "error",
+            summary,
+            evidence,
+            "The router drops parts of a request, so agents and tools that rely on stop strings get too much.",
+            "Ask an engine by itself: if that is right, it is the router.",
+        )
+    ]
+
+
+def judge_template(
+    plain: Optional[int], chat: Optional[int], status: Optional[int], error: str, wanted: bool
+) -> List[Dict[str, Any]]:
+    """Findings on one text asked as it is and as a chat: ``plain`` and ``chat`` are tokens of the two prompts.
+
+    ``status`` and ``error`` are of the chat; ``wanted``: whether the recipe asks for chats. Pure.
+    """
+    if status != 200:
+        return [
+            _told(
+                "chat-refused",
+                "error" if wanted else "warning",
+                "the endpoint completes texts and refuses chats",
+                error,
+                "The model has no chat template, or the router does not know that path.",
+                "Give a template with --chat-template; nothing, if this is a base model that nobody chats with.",
+            )
+        ]
+    if plain is None or chat is None or chat > plain:
+        return []
+    return [
+        _told(
+            "chat-template-wrong",
+            "error",
+            "chats reach the model without its chat template",
+            f"the same words are {plain} tokens as a text and {chat} as a chat: no roles, no turns",
+            "The chat template renders nothing but the content; the model then goes on with the text of the user.",
+            "Compare chat_template of tokenizer_config.json with the source; take --chat-template away.",
+        )
+    ]
+
+
+def judge_length(wanted: int, counted: Optional[int], longest: int, status: Optional[int], text: str, error: str) \
+        -> List[Dict[str, Any]]:  # fmt: skip
+    """Findings on a prompt of about ``wanted`` tokens, which the engine counted as ``counted``. Pure."""
+    if status == 200 and text.strip() and counted is not None and counted >= 0.9 * wanted:
+        return []
+    if status == 200 and text.strip() and counted is not None:
+        what, evidence = "is cut short", f"{counted} of about {wanted} tokens counted"
+    elif status == 200:
+        what, evidence = "gets an empty answer", f"HTTP 200, text {text[:80]!r}, {counted} prompt tokens"
+    else:
+        what, evidence = "fails", error
+    return [
+        _told(
+            "long-prompt-fails",
+            "error",
+            f"a prompt of about {wanted} tokens {what}, although the engines take {longest}",
+            evidence,
+            "The KV cache, a buffer of the transfer or a limit of the router is smaller than --max-model-len promises.",
+            "Read the engines' logs of that minute; lower --max-model-len, or raise what they name.",
+        )
+    ]
+
+
+class _Asker:
+    """One endpoint, and what is asked of it."""
+
+    def __init__(self, url: str, model: str, timeout: float, api_key: Optional[str]) -> None:
+        self.url, self.model, self.timeout, self.api_key = url.rstrip("/"), model, timeout, api_key
+
+    def stop(self, prompt: Mapping[str, Any], answer: Mapping[str, Any]) -> List[Dict[str, Any]]:
+        """The prompt again, to stop at a word of its answer."""
+        word = stop_word(answer["text"] or "")
+        if word is None:
+            return []
+        path, body = body_of(prompt, self.model)
+        response, error = _post(self.url + path, {**body, "stop": [word]}, self.timeout, self.api_key)
+        return judge_stop(word, response.status if response else None, _answer(response), error or _refusal(response))
+
+    def template(self, wanted: bool) -> List[Dict[str, Any]]:
+        """The same words as a text and as a chat."""
+        common = {"model": self.model, "max_tokens": 1, "temperature": 0}
+        plain, _ = _post(f"{self.url}/v1/completions", {**common, "prompt": _PROBE}, self.timeout, self.api_key)
+        messages = [{"role": "user", "content": _PROBE}]
+        chat, error = _post(
+            f"{self.url}/v1/chat/completions", {**common, "messages": messages}, self.timeout, self.api_key
+        )
+        return judge_template(
+            _prompt_tokens(plain), _prompt_tokens(chat), chat.status if chat else None, error or _refusal(chat), wanted
+        )
+
+    def length(self, longest: int) -> List[Dict[str, Any]]:
+        """A prompt of nearly ``longest`` tokens, made by what two short ones count."""
+        address, common = f"{self.url}/v1/completions", {"model": self.model, "max_tokens": 1, "temperature": 0}
+        short = [
+            _prompt_tokens(_post(address, {**common, "prompt": _SENTENCE * count}, self.timeout, self.api_key)[0])
+            for count in (_FEW, _MORE)
+        ]
+        if short[0] is None or short[1] is None or short[1] <= short[0]:
+            return []
+        each = (short[1] - short[0]) / (_MORE - _FEW)
+        count = int((longest - _ROOM - _ANSWER - (short[0] - each * _FEW)) / each)
+        if count <= _MORE:
+            return []
+        wanted = int(short[0] + each * (count - _FEW))
+        body = {**common, "prompt": _SENTENCE * count, "max_tokens": _ANSWER}
+        response, error = _post(address, body, max(self.timeout, _LONG_TIMEOUT), self.api_key)
+        return judge_length(
+            wanted,
+            _prompt_tokens(response),
+            longest,
+            response.status if response else None,
+            _answer(response),
+            error or _refusal(response),
+        )
+
+
+def _answer(response: Optional[Response]) -> str:
+    """The words of a plain answer; empty where it has none."""
+    if response is None or response.status != 200:
+        return ""
+    try:
+        choice = response.json()["choices"][0]
+        message = choice.get("message") or {}
+        return str(message.get("reasoning") or message.get("reasoning_content") or "") + str(
+            message.get("content") or choice.get("text") or ""
+        )
+    except (AttributeError, ClientError, IndexError, KeyError, TypeError):
+        return ""
+
+
+def _refusal(response: Optional[Response]) -> str:
+    return f"HTTP {response.status}: {response.text[:300]}" if response is not None else ""
+
+
+def check(
+    url: str,
+    model: str,
+    prompts: Sequence[Mapping[str, Any]],
+    answers: Sequence[Mapping[str, Any]],
+    timeout: float = 300,
+    api_key: Optional[str] = None,
+    longest: Optional[int] = None,
+) -> List[Dict[str, Any]]:
+    """Findings; all is asked at once.
+
+    ``answers`` are those of `functional.check` to ``prompts``. ``longest`` is the longest sequence in tokens that the
+    engines take, when a prompt of that length is to be asked.
+    """
+    asker = _Asker(url, model, timeout, api_key)
+    wanted = any(answer["kind"] == "chat" for answer in answers)
+    with ThreadPoolExecutor(max_workers=3) as pool:
+        asked = [pool.submit(asker.template, wanted)]
+        steady = [pair for pair in zip(prompts, answers) if pair[0].get("temperature") == 0 and pair[1]["text"]]
+        if steady:
+            asked.append(pool.submit(asker.stop, *steady[0]))
+        if longest:
+            asked.append(pool.submit(asker.length, longest))
+        return [item for one in asked for item in one.result()]

@@ -34,10 +34,10 @@ options:
   engines:
     description:
       - Servers behind the endpoint, each with C(name), C(host), C(role) (C(serve), C(prefill) or C(decode)),
-        C(metrics_url), C(entry), C(ranks), C(hosts) (of the ranks, in their order), C(prefix_caching), C(speculative) and
-        C(max_model_len). Requests are then sent at once, to each C(entry) by itself, and the engines' own counters have
-        to show that every rank took part, that prefill handed its KV cache over, and that prefix cache and speculation
-        work where they are on. Then each rank is asked by itself, and all have to begin their answer alike.
+        C(metrics_url), C(entry), C(ranks), C(hosts) (of the ranks, in their order), C(prefix_caching), C(speculative)
+        and C(max_model_len). Requests are then sent at once, to each C(entry) by itself, and the engines' own counters
+        have to show that every rank took part, that prefill handed its KV cache over, and that prefix cache and
+        speculation work where they are on. Then each rank is asked by itself, and all have to begin their answer alike.
     type: list
     elements: dict
     default: []

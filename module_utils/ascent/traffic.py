@@ -97,9 +97,9 @@ def check(
     """Send loads, compare the engines' counters from before and after, and ask every rank: ``{"findings", "traffic"}``.
 
     ``engines``: ``{"name", "host", "role", "metrics_url", "ranks", "hosts", "prefix_caching", "speculative",
-    "max_model_len"}`` each, ``role`` as in the plan, ``hosts`` of its ranks in their order; with ``entry`` where clients
-    reach it by itself, not by ``url``: the loads go to all entries alike. ``prompt``: what ranks are asked by themselves,
-    such as a prompt of the recipe. ``timeout`` in seconds for each request.
+    "max_model_len"}`` each, ``role`` as in the plan, ``hosts`` of its ranks in their order; with ``entry`` where
+    clients reach it by itself, not by ``url``: the loads go to all entries alike. ``prompt``: what ranks are asked by
+    themselves, such as a prompt of the recipe. ``timeout`` in seconds for each request.
     """
     entries = list(dict.fromkeys(str(engine.get("entry") or url) for engine in engines))
     share = min(_MOST, max(_LEAST, 2 * sum(int(engine["ranks"]) for engine in engines) // len(entries)))

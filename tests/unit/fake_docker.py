@@ -2,7 +2,7 @@
 """Stands in for docker on PATH: containers are files under $FAKE_DOCKER, and logs grow while they are followed.
 
 NAME.json is what inspect prints; NAME.log holds stamped lines; a container is over when its state is not "running".
-Any call is written to calls.
+Any call is written to calls, and `inspected` is there when an inspection has answered.
 """
 
 import json
@@ -23,7 +23,8 @@ def entry(name):
 
 def inspect(names):
     found = [one for one in map(entry, names) if one]
-    print(json.dumps(found))
+    print(json.dumps(found), flush=True)
+    (HOME / "inspected").touch()
     for name in names:
         if not entry(name):
             print(f"Error: No such container: {name}", file=sys.stderr)

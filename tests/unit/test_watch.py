@@ -125,6 +125,17 @@ class Node:
             for line in lines:
                 stream.write(f"{stamp(at)} {line}\n")
 
+    def once_seen(self, action):
+        """Calls ``action`` soon after the containers' first state was read."""
+
+        def wait():
+            while not (self.home / "inspected").exists():
+                time.sleep(0.02)
+            time.sleep(0.3)
+            action()
+
+        threading.Thread(target=wait, daemon=True).start()
+
     def event(self, action):
         with (self.home / "events").open("a") as stream:
             stream.write(json.dumps({"Type": "container", "Action": action}) + "\n")
@@ -235,14 +246,14 @@ def test_a_container_that_does_not_run_answers_at_once(node, state):
 
 def test_an_end_while_it_follows_is_told(node):
     node.container("a")
-    threading.Timer(0.8, lambda: (node.container("a", "exited", 1), node.event("die"))).start()
+    node.once_seen(lambda: (node.container("a", "exited", 1), node.event("die")))
     answer = node.ask("a", wait=20)
     assert (answer["reason"], answer["containers"]["a"]["exit_code"]) == ("exit", 1)
 
 
 def test_a_restart_while_it_follows_is_told(node):
     node.container("a")
-    threading.Timer(0.8, lambda: (node.container("a", restarts=1), node.event("start"))).start()
+    node.once_seen(lambda: (node.container("a", restarts=1), node.event("start")))
     answer = node.ask("a", wait=20)
     assert (answer["reason"], answer["containers"]["a"]["restarts"]) == ("exit", 1)
 

@@ -308,7 +308,7 @@ def test_hosts_of_one_file_system_write_it_once(site: hub.Site, srv: Path, clust
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -162,10 +162,13 @@ def engine_image(site: Gate) -> Iterator[None]:
     own = site.cluster.engine
     with engine.exclusive():
         tag = Builder(own, print).hccl_test_image()
+    install = "apt-get install -y -qq --no-install-recommends docker.io >/dev/null </dev/null"
+    loading = []
     for node in site.cluster.sandbox.nodes:
-        with subprocess.Popen(own.command("save", tag), stdout=subprocess.PIPE) as saving:
-            words = site.cluster.ssh(node, f"docker load --quiet && docker tag {tag} {ENGINE}")
-            subprocess.run(words, stdin=saving.stdout, check=True, timeout=600, capture_output=True)
+        words = site.cluster.ssh(node, f"{install} && docker load --quiet && docker tag {tag} {ENGINE}")
+        saving = subprocess.Popen(own.command("save", tag), stdout=subprocess.PIPE)
+        loading.append(subprocess.Popen(words, stdin=saving.stdout, stdout=subprocess.DEVNULL))
+    assert [process.wait(timeout=900) for process in loading] == [0] * len(loading)
     yield
     for node in NODES:
         site.shell(node, f"docker rmi --force {ENGINE} {tag}")

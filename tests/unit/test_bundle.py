@@ -536,6 +536,19 @@ def test_a_release_without_packages_is_named_with_its_host(plan: dict[str, Any])
     assert "debian-13-aarch64" in told[0]["summary"]
 
 
+def test_a_bare_host_whose_driver_could_not_be_built_is_told(plan: dict[str, Any]) -> None:
+    with_driver = {**DESCRIPTION, "parts": {**DESCRIPTION["parts"], "driver": {"packages": ["a.run"]}}}
+    ready = {"npu": {"driver": {"version": "25.5.2"}}}
+    nodes = {
+        "a3-01": node(),
+        "a3-02": {**node(version="13", installed=True), "npu": {"driver": None}},
+        "a3-03": {**node(version="13", installed=True), **ready},
+    }
+    told = bundle.fit_findings(plan, nodes, with_driver)
+    assert [(item["id"], item["host"], item["severity"]) for item in told] == [("bundle-lacks", "a3-02", "warning")]
+    assert "a driver is built with" in told[0]["summary"]
+
+
 def test_images_and_weights_that_are_not_in_are_told(plan: dict[str, Any]) -> None:
     bare = {"recipe": "other", "machines": ["aarch64"], "parts": {}}
     nodes = {name: node(installed=True, complete=name != "a3-02") for name in plan["hosts"]}

@@ -343,10 +343,25 @@ def fit_findings(
         )
     systems = {system_directory(one) for one in (parts.get("os") or {}).get("systems", ())}
     for host, node in sorted(nodes.items()):
-        if node is None or (node.get("container_engine") or {}).get("installed"):
+        if node is None:
             continue
         system = {**node["system"]["os"], "machine": node["system"]["machine"]}
-        if system_directory(system) not in systems:
+        if system_directory(system) in systems:
+            continue
+        bare = plan["hosts"][host]["vendor"] == "ascend" and not (node.get("npu") or {}).get("driver")
+        if "driver" in parts and bare:
+            told.append(
+                finding(
+                    "bundle-lacks",
+                    "warning",
+                    f"the bundle has nothing for {system_directory(system)} that a driver is built with",
+                    host=host,
+                    stage="plan",
+                    evidence=f"{host} has no driver; packages are for {', '.join(sorted(systems)) or 'no release'}",
+                    fix=f"install gcc, make and kernel headers, or add the release to bundle_systems and {remake}",
+                )
+            )
+        if not (node.get("container_engine") or {}).get("installed"):
             told.append(
                 _bad(
                     "bundle-lacks",

@@ -13,6 +13,7 @@ from ansible import constants as C  # noqa: N812 - the name that Ansible's own p
 from ansible.errors import AnsibleActionFail
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.loader import become_loader, connection_loader
+from ansible.utils.display import Display
 
 from ascent_controller import facts
 
@@ -25,6 +26,9 @@ def execute(task: Any, play_context: Any, hostvars: Any, *arguments: str) -> Exe
 
     What it is given goes to Python's stdin; with the argument ``-`` it is the program itself.
     """
+    # Threads use connections, and some outlive the task. One that is cut off while it hands a line of -vvv to the
+    # controller's main process would keep that process's queue locked for good. So this worker says nothing of them.
+    Display().verbosity = 0
     name = str(hostvars.get("ansible_connection") or task.connection or C.DEFAULT_TRANSPORT)
     context = copy.copy(play_context)
     context.remote_addr = str(hostvars.get("ansible_host") or hostvars["inventory_hostname"])

@@ -85,6 +85,7 @@ test-roads:
 	@$(MAKE) --no-print-directory upgrade
 	@$(MAKE) --no-print-directory provision
 	@$(MAKE) --no-print-directory fabric
+	@$(MAKE) --no-print-directory security
 
 .PHONY: lint
 lint: setup ## ruff, mypy, yamllint, shellcheck, ansible-lint (production)
@@ -122,6 +123,10 @@ faults: setup ## A third of the sandbox's faults, each on real nodes; all of the
 .PHONY: fabric
 fabric: setup ## The fabric gate on real nodes: clean, and with several faults at once; each by itself in test-all
 	pytest -m 'not thorough' tests/fabric
+
+.PHONY: security
+security: setup ## API keys, TLS, bound addresses and file modes on real nodes, and a search for planted secrets
+	pytest -x tests/security
 
 .PHONY: test-real
 test-real: setup ## The real engine on one server, and the suite that it shares with the simulator

@@ -29,6 +29,14 @@ options:
   api_key:
     description: Bearer token for endpoints that want one.
     type: str
+  keys:
+    description: Bearer tokens by origin, such as C(https://192.0.2.1:8000), for servers that want different ones.
+    type: dict
+    default: {}
+  tls:
+    description: Whom to trust; C(ca) has certificates in PEM, C(name) is looked for in the server's.
+    type: dict
+    default: {}
 author: [Ascent]
 attributes:
   check_mode: {support: full}
@@ -60,7 +68,9 @@ healthy:
   type: bool
 """
 
-from ansible.module_utils.ascent import endpoint
+import time
+
+from ansible.module_utils.ascent import access_check, client, endpoint
 from ansible.module_utils.basic import AnsibleModule
 
 
@@ -83,12 +93,20 @@ def main() -> None:
             },
             "timeout": {"type": "float", "default": 10},
             "api_key": {"type": "str", "no_log": True},
+            "keys": {"type": "dict", "default": {}, "no_log": True},
+            "tls": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
     given = module.params
+    client.use(given["keys"], given["tls"])
     results = endpoint.check_all(given["endpoints"], given["timeout"], given["api_key"])
-    module.exit_json(changed=False, endpoints=results, healthy=all(result["ok"] for result in results))
+    module.exit_json(
+        changed=False,
+        endpoints=results,
+        healthy=all(result["ok"] for result in results),
+        findings=access_check.certificates(results, time.time()),
+    )
 
 
 if __name__ == "__main__":

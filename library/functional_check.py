@@ -54,6 +54,14 @@ options:
   api_key:
     description: Bearer token, if the endpoint wants one.
     type: str
+  keys:
+    description: Bearer tokens by origin, such as C(https://192.0.2.1:8000), for servers that want different ones.
+    type: dict
+    default: {}
+  tls:
+    description: Whom to trust; C(ca) has certificates in PEM, C(name) is looked for in the server's.
+    type: dict
+    default: {}
 author: [Ascent]
 attributes:
   check_mode: {support: full}
@@ -96,7 +104,7 @@ findings:
 
 import time
 
-from ansible.module_utils.ascent import behaviour, functional, traffic
+from ansible.module_utils.ascent import access_check, behaviour, client, functional, traffic
 from ansible.module_utils.basic import AnsibleModule
 
 
@@ -111,10 +119,13 @@ def main() -> None:
             "long_prompt": {"type": "bool", "default": False},
             "timeout": {"type": "float", "default": 300},
             "api_key": {"type": "str", "no_log": True},
+            "keys": {"type": "dict", "default": {}, "no_log": True},
+            "tls": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
     given = module.params
+    client.use(given["keys"], given["tls"])
     for number, prompt in enumerate(given["prompts"], 1):
         if not prompt.get("prompt") and not prompt.get("messages"):
             module.fail_json(msg=f"prompt {number}: wanted 'prompt' or 'messages', found {sorted(prompt)}")
@@ -141,6 +152,7 @@ def main() -> None:
         first = next((one for one in given["prompts"] if one.get("prompt")), None)
         told = traffic.check(*asked, given["engines"], given["timeout"], given["api_key"], first)
         findings, shares = findings + told["findings"], told["traffic"]
+    findings = findings + access_check.unguarded(given["keys"], given["url"], given["timeout"])
     module.exit_json(
         changed=False,
         answers=result["answers"],

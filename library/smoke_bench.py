@@ -72,6 +72,14 @@ options:
   api_key:
     description: Bearer token, if the endpoint wants one.
     type: str
+  keys:
+    description: Bearer tokens by origin, such as C(https://192.0.2.1:8000), for servers that want different ones.
+    type: dict
+    default: {}
+  tls:
+    description: Whom to trust; C(ca) has certificates in PEM, C(name) is looked for in the server's.
+    type: dict
+    default: {}
 author: [Ascent]
 attributes:
   check_mode: {support: full}
@@ -111,7 +119,7 @@ findings:
   elements: dict
 """
 
-from ansible.module_utils.ascent import bench
+from ansible.module_utils.ascent import bench, client
 from ansible.module_utils.basic import AnsibleModule
 
 
@@ -139,10 +147,13 @@ def main() -> None:
             "judged": {"type": "bool", "default": True},
             "run_in_check_mode": {"type": "bool", "default": False},
             "api_key": {"type": "str", "no_log": True},
+            "keys": {"type": "dict", "default": {}, "no_log": True},
+            "tls": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
     given = module.params
+    client.use(given["keys"], given["tls"])
     for name in ("concurrency", "requests", "input_tokens", "output_tokens"):
         if given[name] < 1:
             module.fail_json(msg=f"{name} is {given[name]}; wanted 1 or more")

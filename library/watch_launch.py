@@ -19,6 +19,10 @@ options:
     description: Seconds until the start counts as failed.
     type: float
     default: 1800
+  tls:
+    description: Whom to trust where health is asked over TLS; C(ca) has certificates in PEM, C(name) is looked for.
+    type: dict
+    default: {}
   stall:
     description: Seconds without any sign of progress until the start counts as stalled.
     type: float

@@ -6,19 +6,71 @@ is one of the commonest reasons for a health check that fails (fault D11).
 
 from __future__ import annotations
 
-__all__ = ["ClientError", "Response", "events", "request"]
+__all__ = ["ClientError", "Response", "certificate_end", "events", "request", "use"]
 
 import http.client
 import json
 import socket
+import ssl
 import time
 from typing import Any, Dict, Iterator, Mapping, Optional, Tuple
 from urllib.parse import urlsplit
 
+from .access import key_of
 from .errors import AscentError
 
 # An answer larger than this is no answer of an engine.
 _MAX_BODY = 64 * 1024 * 1024
+
+
+class _Ways:
+    """How this process asks servers: the keys to show, and whom to trust. A module sets it once, before it asks."""
+
+    keys: Mapping[str, str] = {}
+    ca: Optional[str] = None
+    name: Optional[str] = None
+
+
+def use(keys: Optional[Mapping[str, str]] = None, tls: Optional[Mapping[str, Any]] = None) -> None:
+    """Show ``keys`` (by origin, `access.server_keys`) from now on, and verify certificates as ``tls`` says.
+
+    ``tls``: ``{"ca": certificates in PEM that are trusted, "name": the name to look for}``. Without a ``ca`` the host's
+    own store is trusted, without a ``name`` the one in the URL is looked for. Nothing turns the verification off.
+    """
+    _Ways.keys = dict(keys or {})
+    _Ways.ca = (tls or {}).get("ca") or None
+    _Ways.name = (tls or {}).get("name") or None
+
+
+class _Verified(http.client.HTTPSConnection):
+    """A connection whose server's certificate is verified, under the name that it is known by."""
+
+    def __init__(self, host: str, port: Optional[int], timeout: float) -> None:
+        self._trust = ssl.create_default_context(cadata=_Ways.ca)
+        super().__init__(host, port, timeout=timeout, context=self._trust)
+
+    def connect(self) -> None:
+        """Connect to the address, and have the certificate be for the name."""
+        plain = socket.create_connection((self.host, self.port), self.timeout)
+        try:
+            self.sock = self._trust.wrap_socket(plain, server_hostname=_Ways.name or self.host)
+        except BaseException:
+            plain.close()
+            raise
+
+
+def certificate_end(url: str, timeout: float = 10) -> float:
+    """When the certificate that a server shows ends, in seconds since the epoch. ClientError when it isn't trusted."""
+    parts = urlsplit(url)
+    connection = _Verified(str(parts.hostname), parts.port, timeout)
+    try:
+        connection.connect()
+        told: Mapping[str, Any] = connection.sock.getpeercert() or {}
+        return float(ssl.cert_time_to_seconds(str(told["notAfter"])))
+    except OSError as error:
+        raise _told(error, url, timeout) from None
+    finally:
+        connection.close()
 
 
 class ClientError(AscentError):
@@ -61,8 +113,12 @@ def _open(
         raise ClientError(f"{url!r} is not a URL: {error}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ClientError(f"{url!r} is not an http or https URL")
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname, port, timeout=timeout)
+    connection: http.client.HTTPConnection
+    if parts.scheme == "https":
+        connection = _Verified(parts.hostname, port, timeout)
+    else:
+        connection = http.client.HTTPConnection(parts.hostname, port, timeout=timeout)
+    api_key = key_of(url, _Ways.keys) if api_key is None else api_key
     headers = {"Accept": "application/json, text/event-stream", "Connection": "close", **(more or {})}
     if api_key:
         headers["Authorization"] = f"Bearer {api_key}"
@@ -81,6 +137,8 @@ def _open(
 
 def _told(error: Exception, url: str, timeout: float) -> ClientError:
     """An error of the network in the words of an operator."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return ClientError(f"{url}: the certificate is not accepted: {error.verify_message}")
     if isinstance(error, socket.timeout):
         return ClientError(f"{url}: no answer within {timeout:g} s")
     if isinstance(error, ConnectionRefusedError):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["dynamo_env", "dynamo_mounts", "job_process", "router_process", "service_process"]
+__all__ = ["dynamo_env", "dynamo_mounts", "gateway_process", "job_process", "router_process", "service_process"]
 
 import json
 import pprint
 from typing import Any, Dict, List, Mapping
 
-from . import engines, layout, references
+from . import access, engines, references
 from .scene import STATE, Scene
 from .spelling import merged, option, option_name
 
@@ -45,6 +45,9 @@ if __name__ == "__main__":
 '''
 
 
+#: Options that say where a router listens.
+_LISTENS = frozenset(("host", "port", "http-host", "http-port"))
+
 # -- router ------------------------------------------------------------------------------------------------------------
 
 
@@ -53,8 +56,7 @@ def router_process(scene: Scene) -> Dict[str, Any]:
     router = scene.recipe["router"]
     kind = engines.ROUTERS[router["kind"]]
     host = scene.first_host(router.get("on"))
-    address = scene.address(host)
-    port = router.get("port", layout.DEFAULT_ROUTER_PORT)
+    address, _, port = scene.router_place().rpartition(":")
     frontend = router["kind"] == "dynamo"
     program = references.resolve_words(router.get("command") or kind["program"], scene.on_host(host))
     argv: List[List[str]] = [program]
@@ -65,14 +67,17 @@ def router_process(scene: Scene) -> Dict[str, Any]:
         derived.append(["--router-mode" if frontend else "--policy", kind["policies"][policy]])
     derived += [
         ["--http-host" if frontend else "--host", address],
-        ["--http-port" if frontend else "--port", str(port)],
+        ["--http-port" if frontend else "--port", port],
     ]
+    if scene.gateway:
+        # Nobody is to reach it but through the gateway, whatever the recipe says for a router without one.
+        given = {key: value for key, value in given.items() if option_name(key) not in _LISTENS}
     typed = {option_name(key) for key in given}
     argv += [words for words in derived if option_name(words[0]) not in typed]
     for key, value in given.items():
         argv += option(key, value)
     env = {**(dynamo_env(scene) if frontend else {}), **scene.resolved(router.get("env") or {}, host)}
-    ports = [{"name": "api", "first": port, "count": 1}]
+    ports = [{"name": "api", "first": int(port), "count": 1}]
     return {
         "name": "frontend" if frontend else "router",
         "kind": "frontend" if frontend else "router",
@@ -85,6 +90,30 @@ def router_process(scene: Scene) -> Dict[str, Any]:
         "health": f"http://{address}:{port}{kind['health']}",
         "image": router.get("image"),
         "mounts": dynamo_mounts(scene) if frontend else [],
+    }
+
+
+def gateway_process(scene: Scene, router: Mapping[str, Any]) -> Dict[str, Any]:
+    """The process that checks keys and ends TLS before the router, on its host and at the port that clients know."""
+    address, port = scene.values["endpoint_ip"], scene.router_port()
+    health = engines.ROUTERS[scene.recipe["router"]["kind"]]["health"]
+    path = "/etc/ascent/gateway.conf"
+    config = access.gateway_config(
+        address=address, port=port, backend=scene.router_place(), health=health, key=scene.keyed, tls=scene.tls
+    )
+    return {
+        "name": "gateway",
+        "kind": "gateway",
+        "role": "router",
+        "host": router["host"],
+        "ports": [{"name": "api", "first": port, "count": 1}],
+        "source": [],
+        "env": {},
+        "files": {path: config},
+        "argv": [["nginx", "-c", path]],
+        "health": f"{scene.values['endpoint_url']}{health}",
+        "image": scene.guard["image"],
+        "options": {"network": "host"},
     }
 
 

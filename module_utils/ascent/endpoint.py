@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, Iterable, List, Mapping, Optional
 
 from . import metrics
-from .client import ClientError, request
+from .client import ClientError, certificate_end, request
 
 _MAX_THREADS = 64
 
@@ -24,9 +24,10 @@ def _origin(headers: Mapping[str, str]) -> str:
 def check(endpoint: Mapping[str, Any], timeout: float = 10, api_key: Optional[str] = None) -> Dict[str, Any]:
     """Look at one endpoint ``{name, host, url[, models_url][, version_url][, metrics_url]}``.
 
-    Returns ``{name, host, url, ok, status, seconds, error, models, version, counters}``. ``ok`` wants status 200 of
-    ``url`` and, if ``models_url`` is given, a list of at least one model there. ``version`` and ``counters`` (those of
-    `metrics.COUNTERS` that the page has, by their short names) are information only.
+    Returns ``{name, host, url, ok, status, seconds, error, models, version, counters, certificate_end}``. ``ok`` wants
+    status 200 of ``url`` and, if ``models_url`` is given, a list of at least one model there. ``version``, ``counters``
+    (those of `metrics.COUNTERS` that the page has, by their short names) and ``certificate_end`` (seconds since the
+    epoch) are information only.
     """
     result: Dict[str, Any] = {
         "name": endpoint.get("name"),
@@ -39,8 +40,11 @@ def check(endpoint: Mapping[str, Any], timeout: float = 10, api_key: Optional[st
         "models": None,
         "version": None,
         "counters": None,
+        "certificate_end": None,
     }
     try:
+        if str(endpoint["url"]).startswith("https:"):
+            result["certificate_end"] = certificate_end(endpoint["url"], timeout)
         answer = request("GET", endpoint["url"], timeout=timeout, api_key=api_key)
         result.update(status=answer.status, seconds=round(answer.seconds, 4))
         if answer.status != 200:
@@ -55,6 +59,8 @@ def check(endpoint: Mapping[str, Any], timeout: float = 10, api_key: Optional[st
         result["ok"] = True
     except ClientError as error:
         result["error"] = str(error)
+        # Health needs no key, the list of models does: its refusal is what the endpoint says.
+        result["status"] = error.status or result["status"]
     return result
 
 

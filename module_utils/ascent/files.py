@@ -10,6 +10,9 @@ import glob
 import os
 from typing import Iterable, List, Optional, Tuple
 
+#: Where we keep what we know of a host.
+OWN = "/var/lib/ascent"
+
 #: What stands around lines of ours in a file that is not ours alone.
 BLOCK_BEGIN = "# ascent:host_tuning begin. Ansible managed: edits between these lines are lost"
 BLOCK_END = "# ascent:host_tuning end"
@@ -74,7 +77,8 @@ class Tree:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
+        # What we keep for ourselves is for root and its group; files of the system are for all programs to read.
+        os.chmod(temporary, 0o640 if path.startswith(OWN + "/") else 0o644)
         try:
             os.replace(temporary, place)
         except OSError as error:

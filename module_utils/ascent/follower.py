@@ -36,11 +36,14 @@ from __future__ import annotations
 __all__ = ["MARK", "follow", "main", "padded"]
 
 import calendar
+import http.client
 import json
 import os
 import re
 import select
 import selectors
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -102,9 +105,10 @@ class _Stream:
 class _Health(threading.Thread):
     """Asks one address until it is stopped; wakes the main loop when the answer is another than the asker believes."""
 
-    def __init__(self, entry: Dict[str, Any], wake: int) -> None:
+    def __init__(self, entry: Dict[str, Any], wake: int, tls: Dict[str, Any]) -> None:
         super().__init__(daemon=True)
         self.entry = entry
+        self.tls = tls
         self.wake = wake
         self.state: Optional[Dict[str, Any]] = None
         self.stopped = threading.Event()
@@ -114,7 +118,7 @@ class _Health(threading.Thread):
         return self.state is not None and self.state["ok"] != bool(self.entry["known"])
 
     def run(self) -> None:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Https(self.tls))
         while not self.stopped.is_set():
             first = self.state is None
             state = _ask(opener, self.entry["url"])
@@ -127,6 +131,25 @@ class _Health(threading.Thread):
             if first or self.is_news:
                 os.write(self.wake, b"h")
             self.stopped.wait(_HEALTH_PERIOD if not self.state["ok"] else 4 * _HEALTH_PERIOD)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    """Asks servers whose certificate is trusted by ``ca`` (PEM; the host's own store without) and is for ``name``."""
+
+    def __init__(self, tls: Dict[str, Any]) -> None:
+        super().__init__()
+        self.tls = tls
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        trust = ssl.create_default_context(cadata=self.tls.get("ca") or None)
+        name = self.tls.get("name")
+
+        class Verified(http.client.HTTPSConnection):
+            def connect(self) -> None:
+                plain = socket.create_connection((self.host, self.port), self.timeout)
+                self.sock = trust.wrap_socket(plain, server_hostname=name or self.host)
+
+        return self.do_open(Verified, req)
 
 
 def _ask(opener: urllib.request.OpenerDirector, url: str) -> Dict[str, Any]:
@@ -323,7 +346,7 @@ class _Follower:
         self.wake_read, self.wake_write = os.pipe()
         os.set_blocking(self.wake_read, False)
         self.selector.register(self.wake_read, selectors.EVENT_READ, None)
-        self.health = [_Health(entry, self.wake_write) for entry in request["health"]]
+        self.health = [_Health(entry, self.wake_write, request.get("tls") or {}) for entry in request["health"]]
 
     def run(self) -> Dict[str, Any]:
         """Follow until something is worth telling, then answer."""

@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from . import answer_quality
+from . import access_check, answer_quality
 from .client import ClientError, events, request
 from .findings import finding
 
@@ -152,6 +152,9 @@ def judge(prompt: Mapping[str, Any], answer: Mapping[str, Any], model: str) -> L
     """Findings on one answer of `ask`; ``model`` is the name that was asked for. Pure."""
     asked = f"{answer['kind']} {str(answer['prompt'])[:80]!r}"
     if answer["error"]:
+        refused = access_check.refusal(answer["status"], f"the endpoint, asked {asked},", None, answer["error"])
+        if refused and "through proxy" not in answer["error"]:
+            return [refused]
         return [_unanswered(asked, answer, model)]
     findings = []
     for way, text, tokens in (

@@ -47,9 +47,13 @@ def images_of(plan: Mapping[str, Any], host: Optional[str] = None) -> List[str]:
     return sorted({one["container"]["image"] for one in running if one["container"] and host in (None, one["host"])})
 
 
-def container_definition(process: Mapping[str, Any], digest: Optional[str]) -> str:
-    """What a container's identity is made of: the process as planned and the image's content. Hex, 64 digits."""
-    return hashlib.sha256(f"{process['definition']} {digest or ''}".encode()).hexdigest()
+def container_definition(process: Mapping[str, Any], digest: Optional[str], secret: str = "") -> str:
+    """What a container's identity is made of: the process as planned and the image's content. Hex, 64 digits.
+
+    ``secret`` is the fingerprint of the key that it reads when it starts (`access.fingerprints`).
+    """
+    parts = [process["definition"], digest or "", *([secret] if secret else [])]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 def locked_digest(image: str, states: Iterable[Optional[Mapping[str, Any]]]) -> Optional[str]:
@@ -68,13 +72,17 @@ def locked_digest(image: str, states: Iterable[Optional[Mapping[str, Any]]]) -> 
 
 
 def decide(
-    plan: Mapping[str, Any], digests: Digests, states: Mapping[str, Optional[Mapping[str, Any]]]
+    plan: Mapping[str, Any],
+    digests: Digests,
+    states: Mapping[str, Optional[Mapping[str, Any]]],
+    secrets: Optional[Mapping[str, str]] = None,
 ) -> Dict[str, Any]:
     """The generation number for ``plan`` and each process's ``since``.
 
     The newest generation found on any host is taken up again when it renders this plan with these images: either it is
     what runs already, or an interrupted run left it half written. Otherwise the number after the newest is taken.
     Returns ``{"number", "new", "processes": {name: {"definition", "since"}}}``; ``new`` says that no host has it.
+    ``secrets`` are fingerprints of keys by process: another key makes no new generation, and its processes start anew.
     """
     newest = max((entry["number"] for state in states.values() for entry in _generations(state)), default=0)
     images = _locked(plan, digests)
@@ -89,7 +97,9 @@ def decide(
     for process in plan["processes"]:
         container = process["container"]
         # What a unit runs is named by its packages' versions, which are part of the process as planned.
-        definition = container_definition(process, images[container["image"]] if container else None)
+        definition = container_definition(
+            process, images[container["image"]] if container else None, (secrets or {}).get(process["name"], "")
+        )
         since = _since(states.get(process["host"]), process["name"], definition, number)
         processes[process["name"]] = {"definition": definition, "since": since}
     return {"number": number, "new": not same, "processes": processes}

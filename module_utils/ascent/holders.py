@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Scan", "container_names", "container_of", "describe", "is_device", "listening", "scan"]
+__all__ = ["Scan", "container_names", "container_of", "describe", "everywhere", "is_device", "listening", "scan"]
 
 import os
 import re
@@ -50,6 +50,23 @@ def listening(*tables: Optional[str]) -> Dict[int, List[int]]:
                 if len(words) > 9 and words[9].isdigit():
                     inodes.append(int(words[9]))
     return found
+
+
+#: All addresses, as the kernel's tables of IPv4 and IPv6 write them.
+_ALL = frozenset(("00000000", "0" * 32))
+
+
+def everywhere(*tables: Optional[str]) -> List[int]:
+    """Ports that are listened on at all addresses, in the same texts."""
+    found = set()
+    for table in tables:
+        for line in (table or "").splitlines()[1:]:
+            words = line.split()
+            if len(words) > 3 and words[3] == _TCP_LISTEN:
+                address, port = words[1].rsplit(":", 1)
+                if address in _ALL:
+                    found.add(int(port, 16))
+    return sorted(found)
 
 
 def scan(node: Node, inodes: Iterable[int], programs: Iterable[str] = ()) -> Scan:

@@ -633,7 +633,7 @@ def _router_fits_engine(recipe: Mapping[str, Any], pools: Sequence[Mapping[str, 
 
 def _names_differ(recipe: Mapping[str, Any], pools: Sequence[Mapping[str, Any]]) -> Iterator[Dict[str, Any]]:
     """Every process has a file of its name; those of engines end in words that begin with their pool's."""
-    taken = {"router": "the router", "frontend": "the router", "kv-store": "the KV store"}
+    taken = {"router": "the router", "frontend": "the router", "gateway": "the gateway", "kv-store": "the KV store"}
     for section in ("services", "jobs"):
         for name in recipe.get(section) or {}:
             clash = taken.get(name) or next(

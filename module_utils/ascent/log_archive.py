@@ -52,6 +52,10 @@ def collect(cluster: str, run: Runner, *, root: str = "/", lines: int = 2000, li
     for name, argv in _commands(cluster, lines).items():
         found[name] = _said(run, *argv)
     config, state = f"/etc/ascent/{cluster}", f"/var/lib/ascent/{cluster}"
+    for folder in _below(root, f"{config}/secrets"):
+        # Never part of the archive; what is in them may have found its way into what is.
+        for path in _below(root, folder):
+            known |= _kept(os.path.join(root, path.lstrip("/")))
     for path in (*_FILES, *_below(root, f"{config}/current"), *_below(root, state)):
         try:
             with open(os.path.join(root, path.lstrip("/")), encoding="utf-8", errors="replace") as stream:
@@ -61,6 +65,27 @@ def collect(cluster: str, run: Runner, *, root: str = "/", lines: int = 2000, li
         known |= _assigned(text)
         found[f"files{path}"] = text
     return {name: _cut(secrets.mask(text, known), limit) for name, text in found.items()}
+
+
+#: Words of a file of secrets that can be one: keys, and lines of a private key.
+_SECRET_WORD = re.compile(r"[A-Za-z0-9._~+/-]{12,}=*")
+
+
+def _kept(path: str) -> Set[str]:
+    """The secrets that a file of `access.secret_files` holds; certificates are none."""
+    if path.endswith(".crt"):
+        return set()
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            text = stream.read()
+    except OSError:
+        return set()
+    # Patterns of keys have their special characters escaped.
+    return {word for word in _SECRET_WORD.findall(text.replace("\\", "")) if word not in _NO_SECRETS}
+
+
+#: Words of those files that are no secrets.
+_NO_SECRETS = frozenset(("proxy_set_header", "Authorization", "VLLM_API_KEY", "OPENAI_API_KEY"))
 
 
 def pack(texts: Mapping[str, str], top: str, when: float) -> bytes:

@@ -275,6 +275,7 @@ def _network(node: Node, sockets: Mapping[int, Iterable[int]], scan: holders.Sca
         "error": None if code == 0 else err.strip() or f"ip ended with {code}",
         "hcas": _adapters(node),
         "listening": sorted(sockets),
+        "everywhere": holders.everywhere(node.text("/proc/net/tcp"), node.text("/proc/net/tcp6")),
         "owners": {
             str(port): scan.sockets[inode]
             for port, inodes in sorted(sockets.items())
@@ -654,6 +655,7 @@ def _state(node: Node, cluster: str) -> Dict[str, Any]:
         "current": int(target) if re.match(r"[0-9]{1,9}\Z", target) else None,
         "files": _files(node, base, target, generations),
         "generations": generations,
+        "secrets": node.names(f"{base}/secrets"),
         **kept,
         "error": "; ".join(errors) or None,
     }

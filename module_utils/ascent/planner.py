@@ -24,7 +24,7 @@ import hashlib
 import json
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
-from . import companions, engines, kv, layout, references
+from . import access, companions, engines, kv, layout, references
 from .errors import InputError
 from .mistakes import as_finding
 from .scene import CACHE, STATE, Scene, model_directory
@@ -84,7 +84,7 @@ RAY_SECONDS = 600
 
 #: Order in which processes start. Heads come before what joins them: a headless process that finds no head gives up
 #: after a while, a head waits.
-_ORDER = ("kv-store", "ray-head", "ray-worker", "head", "rank", "worker", "headless", "router", "frontend")
+_ORDER = ("kv-store", "ray-head", "ray-worker", "head", "rank", "worker", "headless", "router", "frontend", "gateway")
 
 DEFAULT_PROMPTS = [{"prompt": "The future of AI is", "max_tokens": 50, "temperature": 0}]
 DEFAULT_SMOKE_BENCH = {"concurrency": 8, "requests": 32, "input_tokens": 128, "output_tokens": 64}
@@ -119,13 +119,16 @@ def plan(
     cluster: str = "cluster",
     mirror: str = "",
     cache: str = CACHE,
+    guard: Optional[Mapping[str, Any]] = None,
 ) -> Dict[str, Any]:
     """The launch plan.
 
     ``recipe`` has the shape of recipes/schema.json. ``hardware`` maps profile names to profiles
     (catalog/hardware). ``hosts`` are dicts with ``name``, ``node_ip``, ``nic``, ``arch`` and optionally ``hardware``
     and ``pool``, in inventory order. ``mirror`` is a registry prefix for every image; ``cache`` is the hosts'
-    directory of downloaded weights, which containers see as `CACHE`.
+    directory of downloaded weights, which containers see as `CACHE`. ``guard`` says how clients are let in, without any
+    secret: ``{"api_key": bool, "tls": bool, "name": name in the certificate, "root": directory on the hosts,
+    "image": the gateway's}``.
 
     Raises InputError when the pools can't be laid out on the hosts; `rules.check` says all that is wrong beyond that.
     """
@@ -134,7 +137,7 @@ def plan(
     wrong = [*layout.unsound(recipe, hardware, hosts, pools), *placement.mistakes]
     if wrong:
         raise InputError([as_finding(item) for item in wrong])
-    return _Builder(Scene(recipe, hardware, hosts, pools, placement, cluster, mirror, cache)).build()
+    return _Builder(Scene(recipe, hardware, hosts, pools, placement, cluster, mirror, cache, guard or {})).build()
 
 
 class _Builder:
@@ -169,6 +172,9 @@ class _Builder:
         if (recipe.get("router") or {}).get("kind", "none") != "none":
             router = self._finished(companions.router_process(scene), [*needed, *entries])
             processes.append(router)
+        if scene.gateway and router is not None:
+            router = self._finished(companions.gateway_process(scene, router), [router["name"]])
+            processes.append(router)
         services = {process["name"] for process in before}
         processes.sort(key=lambda one: -1 if one["name"] in services else _place(one["kind"]))
         jobs = [self._finished(companions.job_process(scene, name), []) for name in recipe.get("jobs") or {}]
@@ -197,6 +203,14 @@ class _Builder:
             "reference": recipe.get("reference") or {},
             "waived": [{"rule": rule, "reason": why} for rule, why in (recipe.get("waive") or {}).items()],
         }
+        if scene.keyed or scene.tls:
+            # A plan without either is what it was before there were any: an upgrade of the suite restarts nothing.
+            result["access"] = {
+                "api_key": scene.keyed,
+                "tls": scene.tls,
+                "name": scene.guard.get("name") or None,
+                "by": "gateway" if scene.gateway else "engine",
+            }
         # Through JSON and back: what callers see is what plan.json holds (no tuples, no shared lists, string keys).
         copied: Dict[str, Any] = json.loads(json.dumps(result))
         copied["hash"] = digest(copied)
@@ -283,7 +297,9 @@ class _Builder:
                 ports.append((pool["kv_port"], pool["span"] * pool["instances_per_node"]))
         driver = {text.partition(":")[0] for text in [*profile["mounts"], *profile.get("kv_transfer_mounts", [])]}
         contained = [process["container"] for process in mine if process["container"]]
-        sources = {one["source"] for container in contained for one in container["mounts"]}
+        # Those of secrets are made with their files, for root alone.
+        own = {process["secrets"]["source"] for process in mine if process.get("secrets")}
+        sources = {one["source"] for container in contained for one in container["mounts"]} - own
         files = {device for container in contained for device in container["devices"]} | (sources & driver)
         units = [process for process in mine if process.get("unit")]
         if units:
@@ -439,8 +455,9 @@ class _Builder:
     def _health(self, seat: layout.Seat) -> Optional[str]:
         if seat.kind not in ("head", "rank"):
             return None
-        port = seat.ports["system_port" if self.scene.engine == "dynamo" else "port"]
-        return f"http://{self.scene.address(seat.host)}:{port}/health"
+        if self.scene.engine == "dynamo":
+            return f"http://{self.scene.address(seat.host)}:{seat.ports['system_port']}/health"
+        return f"{self.scene.url(seat)}/health"
 
     def _starts_after(self, seat: layout.Seat) -> List[str]:
         instance, pool = seat.instance, seat.pool
@@ -518,9 +535,16 @@ class _Builder:
         else:
             argv = [["vllm", "serve", scene.values["model"]]]
             if entry:
-                bridged = {**scene.container_options, **pool["container"]}.get("network") == "bridge"
-                argv.append(["--host", str(given.get("host", "0.0.0.0" if bridged else host["node_ip"]))])  # noqa: S104
+                argv.append(["--host", self._listens_at(pool, given, host)])
                 argv.append(["--port", str(seat.ports["port"])])
+                if scene.engine_tls:
+                    place = access.MOUNT
+                    if scene.environment is not None:
+                        place = f"{scene.guard['root']}/{scene.cluster}/secrets/{seat.name}"
+                    argv.append(["--ssl-certfile", f"{place}/tls.crt"])
+                    argv.append(["--ssl-keyfile", f"{place}/tls.key"])
+                    # A renewed certificate is taken up without a restart.
+                    argv.append(["--enable-ssl-refresh"])
         if not entry:
             argv.append(["--headless"])
         argv.append(["--served-model-name", scene.served_name])
@@ -566,6 +590,18 @@ class _Builder:
         if scene.publishes(pool):
             argv.append(["--kv-events-config", json_text(kv.events_config(seat))])
         return argv
+
+    def _listens_at(self, pool: Mapping[str, Any], given: Mapping[str, Any], host: Mapping[str, Any]) -> str:
+        """The address that an engine's API listens at: the recipe's, else the node's on the cluster's network.
+
+        On a bridge network the container's own addresses are none that the node has.
+        """
+        bridged = {**self.scene.container_options, **pool["container"]}.get("network") == "bridge"
+        everywhere = "0.0.0.0"  # noqa: S104 - where the recipe wants it
+        bind = (self.recipe.get("security") or {}).get("bind")
+        if bridged or bind == "any":
+            return everywhere
+        return str(host["node_ip"] if bind == "node" else given.get("host", host["node_ip"]))
 
     # -- Ray -----------------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ __all__ = ["CACHE", "STATE", "Scene", "model_directory", "weights_argument"]
 import re
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Union
 
-from . import engines, layout, references
+from . import access, engines, layout, references
 from .spelling import merged, mount
 
 #: Where the clients of model hubs keep what they fetch on the hosts, unless told otherwise.
@@ -66,6 +66,7 @@ class Scene:
         cluster: str,
         mirror: str,
         cache: str,
+        guard: Mapping[str, Any],
     ) -> None:
         self.recipe = recipe
         self.hosts = {host["name"]: host for host in hosts}
@@ -74,6 +75,11 @@ class Scene:
         self.cluster = cluster
         self.mirror = mirror
         self.cache = cache
+        self.keyed, self.tls = bool(guard.get("api_key")), bool(guard.get("tls"))
+        self.guard = guard
+        self.routed = (recipe.get("router") or {}).get("kind", "none") != "none"
+        #: Whether a gateway stands before the router, which takes the port that clients know.
+        self.gateway = self.routed and (self.keyed or self.tls)
         self.engine = str(recipe["engine"]["name"])
         self.model = recipe["model"]
         self.served_name = str(self.model.get("served_name", self.model["id"]))
@@ -108,8 +114,30 @@ class Scene:
         """Whether clients or a router can send requests to this process."""
         return seat.kind in ("head", "rank") and self.engine != "dynamo"
 
+    @property
+    def engine_tls(self) -> bool:
+        """Whether engines end TLS themselves: where clients ask them, without a router between."""
+        return self.tls and not self.routed
+
     def url(self, seat: layout.Seat) -> str:
-        return f"http://{self.address(seat.host)}:{seat.ports['port']}"
+        scheme = "https" if self.engine_tls else "http"
+        return f"{scheme}://{self.address(seat.host)}:{seat.ports['port']}"
+
+    def router_port(self) -> int:
+        """The port that clients of the router know; a gateway takes it, and the router then has the next."""
+        return int((self.recipe.get("router") or {}).get("port", layout.DEFAULT_ROUTER_PORT))
+
+    def router_place(self) -> str:
+        """Where the router itself listens, as ``address:port``; behind a gateway on its own host only, if it can.
+
+        The layerwise proxy is called back by the decode side, and a bridge network has a loopback of its own.
+        """
+        router = self.recipe["router"]
+        address = self.address(self.first_host(router.get("on")))
+        if not self.gateway:
+            return f"{address}:{self.router_port()}"
+        called = router["kind"] == "pd-layerwise" or self.container_options.get("network") == "bridge"
+        return f"{address if called else '127.0.0.1'}:{self.router_port() + 1}"
 
     def traits(self, pool: Mapping[str, Any]) -> Set[str]:
         """What the plan fills in for the connectors of a pool."""
@@ -152,13 +180,12 @@ class Scene:
             "decode_urls": urls["decode"],
             "kv_event_sources": [f"{url}={','.join(ends)}" for url, ends in sources.items() if url],
         }
-        router = self.recipe.get("router") or {}
-        if router.get("kind", "none") != "none":
-            address = self.address(self.first_host(router.get("on")))
-            first_url = f"http://{address}:{router.get('port', layout.DEFAULT_ROUTER_PORT)}"
+        if self.routed:
+            address = self.address(self.first_host(self.recipe["router"].get("on")))
+            first_url = f"{'https' if self.tls else 'http'}://{address}:{self.router_port()}"
         if first_url is not None:
             values["endpoint_url"] = first_url
-            values["endpoint_ip"], _, values["endpoint_port"] = first_url[len("http://") :].rpartition(":")
+            values["endpoint_ip"], _, values["endpoint_port"] = first_url.partition("://")[2].rpartition(":")
         store = self.recipe.get("kv_store")
         if store:
             address = self.address(self.first_host(store.get("on")))
@@ -222,10 +249,21 @@ class Scene:
 
         What has an image of its own runs in it either way. ``more`` is what `container` takes.
         """
+        if self.keyed or self.tls:
+            contained = self.environment is None or image is not None
+            names = access.files_for(process, key=self.keyed, tls=self.tls, gateway=self.gateway)
+            if names:
+                entry = access.secrets_entry(
+                    self.guard["root"], self.cluster, process["name"], names, contained=contained
+                )
+                process["secrets"] = entry
+                seen = {"source": entry["source"], "target": entry["directory"], "read_only": True}
+                more["mounts"] = [*more.get("mounts", ()), *([seen] if contained else [])]
         if self.environment is None or image is not None:
             process["unit"] = None
             process["container"] = self.container(process, options, image=image, **more)
             return
+        more.pop("mounts", None)
         place = self.environment["path"]
         caches: List[Dict[str, Any]] = []
         if self.cache.rstrip("/") != CACHE:

@@ -12,7 +12,7 @@ HIDDEN = "***"
 
 # Words that end a name of a secret. Figures of an engine count tokens, and a tokenizer is none of them.
 _NAME = r"[\w-]*(?:pass(?:word|wd|phrase)?(?![a-z])|token(?!s|iz)|secret|api[_-]?key|credential|private[_-]?key)[\w-]*"
-_VALUE = r"""(?:"[^"\n]*"|'[^'\n]*'|[^\s,;}\])&"']+)"""
+_VALUE = r"""(?:\[[^\]\n]*\]|"[^"\n]*"|'[^'\n]*'|[^\s,;}\])&"']+)"""
 _PATTERNS = (
     # NAME=value, "name": "value", name: value
     (re.compile(rf"""(?i)((?<![\w-]){_NAME}["']?\s*[=:]\s*){_VALUE}"""), rf"\1{HIDDEN}"),

@@ -6,7 +6,7 @@ __all__ = ["judge"]
 
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
-from . import generations
+from . import access_check, generations
 from .findings import finding, sort_findings
 
 _STAGE = "check"
@@ -135,6 +135,15 @@ def judge(
         name = str(endpoint.get("name"))
         process = by_name.get(name) or by_name.get(heads.get(name, ""))
         if process and process["name"] in stopped:
+            continue
+        refused = access_check.refusal(
+            endpoint.get("status"),
+            name,
+            endpoint.get("host") or (process["host"] if process else None),
+            f"{endpoint['url']}: {endpoint['error']}",
+        )
+        if refused:
+            found.append(refused)
             continue
         router = bool(process and process["kind"] == "router")
         found.append(

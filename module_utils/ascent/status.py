@@ -11,6 +11,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
 from . import generations, serving
 from .findings import finding, sort_findings
 
+_ROUTERS = ("router", "frontend", "gateway")
 _COLUMNS = ("process", "host", "since", "state", "health", "up", "restarts", "requests", "tokens out")
 
 
@@ -35,6 +36,7 @@ def judge(
         if node is not None:
             found += _drift(plan, host, node, files.get(host, {}), digests)
             found += [_edited_unit(plan, host, path) for path in (edited or {}).get(host, ())]
+            found += _open_ports(plan, host, node)
     rows = [_row(plan, process, nodes.get(process["host"]), endpoints) for process in plan["processes"]]
     running = sum(row[3] == "running" for row in rows)
     return {
@@ -127,6 +129,39 @@ def _edited_unit(plan: Mapping[str, Any], host: str, path: str) -> Dict[str, Any
         fix=f"ansible-playbook deploy.yml -l {plan['cluster']} --tags launch writes the unit again; what lies in a"
         " directory of its own (systemctl edit) goes with systemctl revert.",
     )
+
+
+def _open_ports(plan: Mapping[str, Any], host: str, node: Mapping[str, Any]) -> Iterator[Dict[str, Any]]:
+    """The plan's ports that a host lets everyone reach: bound at all addresses, and no packet filter before them."""
+    everywhere = set((node.get("network") or {}).get("everywhere") or ())
+    if (node.get("system") or {}).get("filters"):
+        return
+    endpoint = (plan.get("endpoint") or {}).get("process")
+    routed = any(process["kind"] in _ROUTERS for process in plan["processes"])
+    told, past = [], False
+    for process in plan["processes"]:
+        if process["host"] != host:
+            continue
+        for port in process["ports"]:
+            span = range(port["first"], port["first"] + port["count"])
+            mine = sorted(everywhere.intersection(span))
+            # What clients ask is meant to be reached.
+            if not mine or (port["name"] == "api" and (process["name"] == endpoint or not routed)):
+                continue
+            past = past or port["name"] == "api"
+            numbers = str(mine[0]) if len(mine) == 1 else f"{mine[0]}-{mine[-1]}"
+            told.append(f"{numbers} ({port['name']} of {process['name']})")
+    if told:
+        yield finding(
+            "ports-open",
+            "warning" if past else "info",
+            f"{host} lets everyone who reaches it connect to {len(told)} of the plan's ports",
+            host=host,
+            evidence=", ".join(told),
+            cause="They listen at all addresses of the host, and neither ufw nor firewalld filters."
+            + (" An engine can be asked past its router." if past else ""),
+            fix="Let a firewall run: --tags tune opens it for cluster and clients only. Engines: security.bind.",
+        )
 
 
 def _row(

@@ -11,8 +11,8 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
-from ascent import generations
-from ascent_controller import facts, render
+from ascent import access, generations
+from ascent_controller import access_settings, facts, render
 
 
 class ActionModule(ActionBase):
@@ -35,7 +35,8 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(f"{', '.join(unlocked)}: not locked to a digest yet; run --tags provision,launch")
         nodes = facts.nodes(task_vars)
         states = {name: (node or {}).get("state") for name, node in nodes.items()}
-        decision = generations.decide(plan, digests, states)
+        secrets = access.fingerprints(plan, access_settings.read(self._templar, task_vars).engine_key)
+        decision = generations.decide(plan, digests, states, secrets)
         manifest = generations.manifest(
             plan, digests, decision, host, states[host], datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         )

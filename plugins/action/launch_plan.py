@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from ansible.plugins.action import ActionBase
 
 from ascent import generations, plan_changes
 from ascent.findings import failed, finding, message, sort_findings
-from ascent_controller import clusters, facts, loader, planning, render, role_arguments
+from ascent_controller import access_settings, clusters, facts, loader, planning, render, role_arguments
 
 _ABSENT = ("ansible_host", "node_ip", "nic", "arch", "hardware", "pool")
 
@@ -70,6 +71,8 @@ class ActionModule(ActionBase):
             return self._ended(result, found if failed(found) else [], None, names, draft)
         complete = [planning.complete_host(host, facts.node(task_vars, name)) for name, host in hosts]
         plan, findings = planning.prepare(recipe, complete, **self._settings(cluster, task_vars))
+        findings += access_settings.judge(self._access, plan, self._loader, time.time())
+        plan = None if failed(findings) else plan
         if plan is not None and arguments["render_to"]:
             self._write(Path(arguments["render_to"]), plan, result)
         memory = planning.memory(recipe, complete) if plan is not None else {}
@@ -125,7 +128,10 @@ class ActionModule(ActionBase):
             "sources": [str(source) for source in task_vars.get("ansible_inventory_sources") or []],
         }
         cache = self._text(task_vars.get("ascent_cache_directory", ""))
-        return {**settings, "cache": cache} if cache else settings
+        if cache:
+            settings["cache"] = cache
+        self._access = access_settings.read(self._templar, task_vars)
+        return {**settings, "guard": self._access.guard()}
 
     def _text(self, value: Any) -> str:
         return str(self._templar.template(value)) if value else ""

@@ -29,7 +29,7 @@ class ActionModule(ActionBase):
     TRANSFERS_FILES = False
     _requires_connection = False
     _supports_check_mode = True
-    _VALID_ARGS = frozenset({"fails", "plan", "timeout", "stall"})
+    _VALID_ARGS = frozenset({"fails", "plan", "timeout", "tls", "stall"})
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Watch until all is ready or something failed."""
@@ -39,6 +39,7 @@ class ActionModule(ActionBase):
                 "plan": {"type": "dict"},
                 "timeout": {"type": "float", "default": 1800},
                 "stall": {"type": "float", "default": 600},
+                "tls": {"type": "dict", "default": {}},
                 "fails": {"type": "bool", "default": True},
             }
         )
@@ -57,6 +58,7 @@ class ActionModule(ActionBase):
             timeout=options["timeout"],
             stall=options["stall"],
             begun=_readings(variables["hostvars"]),
+            tls=options["tls"],
         )
         unknown = [host for host in state.hosts if host not in variables["hostvars"]]
         if unknown:

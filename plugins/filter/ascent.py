@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ascent import engine_imports, generations, npu, preflight, units, upgrade
+from ascent import access, engine_imports, generations, npu, preflight, units, upgrade
 from ascent.findings import finding
 from ascent_controller import checking, provisioning, render, tuning
 
@@ -230,6 +230,7 @@ class FilterModule:
             "ascent_mounts": ascent_mounts,
             "ascent_preflight_repairs": preflight.repairs,
             "ascent_published": ascent_published,
+            "ascent_server_keys": access.server_keys,
             "ascent_rolled_back": ascent_rolled_back,
             "ascent_traffic_engines": checking.traffic_engines,
             "ascent_ulimits": ascent_ulimits,

@@ -143,6 +143,10 @@ class Builder:
         }
         return Images(base, nodes, repositories, services, self._engine(base))
 
+    def gateway(self) -> str:
+        """What guards a router: nginx and bash, laid out as nginx's own image."""
+        return self._image("gateway", {"BASE": self._base(DEFAULT_SUITE)})
+
     def hccl_test(self, suites: Iterable[str], folder: Literal["bin", "nccl"] = "bin") -> dict[str, bytes]:
         """The collective test programs by their paths in their folder, compiled on each of these releases of Debian.
 

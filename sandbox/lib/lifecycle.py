@@ -375,6 +375,8 @@ class Cluster:
             for name in self.sandbox.engine_images:
                 release = release_named(name)
                 self._publish_as(builder.engine_release(images.engine, release) if release else images.engine, [name])
+        if self.sandbox.gateway_images:
+            self._publish_as(Builder(self.engine, self.say).gateway(), self.sandbox.gateway_images)
         if images.real is not None:
             self._publish_as(images.real, self.sandbox.real_images)
 

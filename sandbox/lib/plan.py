@@ -10,6 +10,7 @@ A sandbox is a group under `clusters` with these variables, all read as they are
 - `sandbox_clock_offset`: seconds that a node's clock is ahead;
 - `sandbox_disks`: directories that are file systems of their own, with their sizes, such as `{/var/lib/docker: 8G}`;
 - `sandbox_engine_images`: names under which the engine image is published in the registry;
+- `sandbox_gateway_images`: names under which nginx is published there, for clusters with API keys or TLS;
 - `sandbox_engine_ray`: true where that image has Ray, which is built for that;
 - `sandbox_models`: weights each node already has, as `{id, config}` or just the id;
 - `sandbox_hub_models`: weights the site's hub serves, as `{id, config, tags, shards, shard_bytes}` or just the id;
@@ -83,6 +84,7 @@ class Sandbox:
     services: str
     nodes: tuple[Node, ...]
     engine_images: tuple[str, ...] = ()
+    gateway_images: tuple[str, ...] = ()
     engine_ray: bool = False
     models: tuple[Mapping[str, Any], ...] = field(default=())
     hub_models: tuple[Mapping[str, Any], ...] = field(default=())
@@ -229,6 +231,7 @@ def from_variables(group: str, variables: Mapping[str, Any], hosts: Mapping[str,
         services=services,
         nodes=nodes,
         engine_images=tuple(variables.get("sandbox_engine_images", ())),
+        gateway_images=tuple(variables.get("sandbox_gateway_images", ())),
         engine_ray=bool(variables.get("sandbox_engine_ray", False)),
         models=tuple(_model(entry) for entry in variables.get("sandbox_models", ())),
         hub_models=tuple(_hub_model(entry) for entry in variables.get("sandbox_hub_models", ())),

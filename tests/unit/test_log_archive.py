@@ -60,6 +60,28 @@ def test_no_secret_is_in_it_anywhere(root: Path) -> None:
     assert KEY not in json.dumps(log_archive.collect("c", run, root=str(root)))
 
 
+def test_what_the_files_of_secrets_hold_is_hidden_wherever_it_stands(root: Path) -> None:
+    kept = {
+        "serve-0-head/env": "export VLLM_API_KEY=engine.key+of-this-cluster\n",
+        "gateway/keys.conf": '"~^(?i:bearer) client\\.key\\+of-somebody$" 1;\n',
+        "gateway/backend.conf": 'proxy_set_header Authorization "Bearer engine.key+of-this-cluster";\n',
+        "gateway/tls.key": "-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqGSM49\n-----END PRIVATE KEY-----\n",
+        "gateway/tls.crt": "-----BEGIN CERTIFICATE-----\nMIIBszCCAVmgAwIBAgIU\n-----END CERTIFICATE-----\n",
+    }
+    for name, text in kept.items():
+        path = root / "etc/ascent/c/secrets" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    said = "engine.key+of-this-cluster client.key+of-somebody MIGHAgEAMBMGByqGSM49 MIIBszCCAVmgAwIBAgIU Authorization"
+    texts = log_archive.collect("c", lambda argv: (0, "one\n" if "ps" in argv else said, ""), root=str(root))
+    assert not any("secrets/" in name for name in texts)
+    everything = json.dumps(texts)
+    for secret in ("engine.key+of-this-cluster", "client.key+of-somebody", "MIGHAgEAMBMGByqGSM49"):
+        assert secret not in everything
+    assert "MIIBszCCAVmgAwIBAgIU" in everything, "a certificate is no secret"
+    assert "Authorization" in everything
+
+
 def test_of_a_long_log_the_end_is_kept(root: Path) -> None:
     text = log_archive.collect("c", run, root=str(root), limit=10)["containers/ascent-c-serve-0-head.log"]
     assert "were left out" in text

@@ -158,7 +158,7 @@ def test_bare_node_is_nulls_with_reasons_not_an_error(tmp_path):
     assert facts["network"]["addresses"] == []
     assert facts["weights"]["present"] is False
     nothing = dict.fromkeys(("current", "fabric", "smoke_bench", "good", "error"))
-    assert facts["state"] == {**nothing, "generations": [], "files": {}}
+    assert facts["state"] == {**nothing, "generations": [], "secrets": [], "files": {}}
 
 
 def test_tool_failure_is_told_with_its_code(root):

@@ -107,6 +107,28 @@ def kv_config(part: str, **values: Any) -> Callable[[dict[str, Any]], None]:
 
 
 CASES = [
+    # secrets and open doors
+    Case("secret-in-recipe", SINGLE, {"args/api-key": "k"}, {"args/max-model-len": 4096}, 'args.api-key = "***"'),
+    Case(
+        "secret-in-recipe", PD, {"router/env": {"OPENAI_API_KEY": "k"}}, {"router/env": {"A": "k"}}, "router.env.OPEN"
+    ),
+    Case("secret-in-recipe", PD, {"env/HF_TOKEN": "k"}, {"env/HF_TOKEN": None}, "env.HF_TOKEN"),
+    Case(
+        "secret-in-recipe",
+        PD,
+        {"pools/decode/overrides": [{"node": 0, "env": {"HF_TOKEN": "k"}}]},
+        {"env/VLLM_MAX_TOKENS": 1},
+        "pools.decode.overrides.0.env.HF_TOKEN",
+    ),
+    Case("engine-open", PD, {"args/host": "0.0.0.0"}, {}, 'args.host = "0.0.0.0"', "warning"),
+    Case("engine-open", PD, {"security": {"bind": "any"}}, {"security": {"bind": "node"}}, "security.bind", "warning"),
+    Case(
+        "bind-contradicts",
+        PD,
+        {"args/host": "0.0.0.0", "security": {"bind": "node"}},
+        {"args/host": "0.0.0.0", "security": {"bind": "any"}},
+        'args.host = "0.0.0.0"',
+    ),
     # hosts, devices, ranks
     Case("host-twice", DP2, {}, {}, "n000 = ", hosts=lambda hosts: hosts[1].update(hosts[0])),
     Case("host-address-twice", DP2, {}, {}, "n001.node_ip", hosts=lambda h: h[1].update(node_ip=h[0]["node_ip"])),

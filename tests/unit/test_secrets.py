@@ -12,6 +12,7 @@ from ascent.secrets import mask
     [
         ("export HF_TOKEN=hunter2", "export HF_TOKEN=***"),
         ('{"api_key": "hunter2", "model": "m"}', '{"api_key": ***, "model": "m"}'),
+        ("args: {'api_key': ['hunter2', 'hunter3'], 'port': 8000}", "args: {'api_key': ***, 'port': 8000}"),
         ("vllm serve --api-key hunter2 --port 8000", "vllm serve --api-key *** --port 8000"),
         ("vllm serve --api-key=hunter2", "vllm serve --api-key=***"),
         ("Authorization: Bearer hunter2hunter2", "Authorization: Bearer ***"),

@@ -22,6 +22,7 @@ PLAN = {
             "kind": kind,
             "instance": "serve-0",
             "container": {"name": f"ascent-c-{name}", "image": IMAGE},
+            "ports": [{"name": "api", "first": 8000, "count": 1}] if kind == "head" else [],
         }
         for name, host, kind in (("serve-0-head", "n1", "head"), ("serve-0-headless-1", "n2", "headless"))
     ],
@@ -141,3 +142,45 @@ def test_counters_of_all_ranks_are_added() -> None:
         "vllm:request_success_total NaN\nbroken line {\n"
     )
     assert metrics.totals(page, metrics.COUNTERS.values()) == {"vllm:generation_tokens_total": 15.0}
+
+
+@pytest.fixture
+def routed(nodes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A plan whose head stands behind a router on the same host, and the nodes on which both listen everywhere."""
+    plan = copy.deepcopy(PLAN)
+    router = {"name": "router", "host": "n1", "kind": "router", "role": "router", "instance": None}
+    port = {"name": "api", "first": 9000, "count": 1}
+    plan["processes"].append({**copy.deepcopy(plan["processes"][0]), **router, "ports": [port]})
+    plan["processes"][0]["ports"].append({"name": "kv", "first": 20000, "count": 4})
+    plan["endpoint"] = {"url": "http://192.0.2.1:9000", "process": "router"}
+    nodes["n1"]["network"] = {"everywhere": [22, 8000, 9000, 20001, 20002]}
+    return plan, nodes
+
+
+def open_ports(plan: dict[str, Any], nodes: dict[str, Any]) -> list[dict[str, Any]]:
+    told = status.judge(plan, nodes, UP, FILES, {IMAGE: "sha256:1"})["findings"]
+    return [item for item in told if item["id"] == "ports-open"]
+
+
+def test_ports_that_everyone_reaches_are_listed_but_not_the_one_that_is_meant(routed: Any) -> None:
+    plan, nodes = routed
+    (told,) = open_ports(plan, nodes)
+    assert (told["severity"], told["host"]) == ("warning", "n1")
+    assert told["evidence"] == "8000 (api of serve-0-head), 20001-20002 (kv of serve-0-head)"
+
+
+def test_a_firewall_stands_before_them(routed: Any) -> None:
+    plan, nodes = routed
+    nodes["n1"]["system"]["filters"] = ["ufw"]
+    assert open_ports(plan, nodes) == []
+
+
+def test_ports_of_engines_among_themselves_are_no_warning(routed: Any) -> None:
+    plan, nodes = routed
+    nodes["n1"]["network"]["everywhere"] = [9000, 20001]
+    assert [item["severity"] for item in open_ports(plan, nodes)] == ["info"]
+
+
+def test_without_a_router_the_api_is_meant_to_be_reached(nodes: dict[str, Any]) -> None:
+    nodes["n1"]["network"] = {"everywhere": [8000]}
+    assert open_ports({**PLAN, "endpoint": None}, nodes) == []

@@ -804,3 +804,25 @@ def test_check_mode_watches_nothing(tmp_path, health):
     outcome = play(tmp_path, playbook, "--check", environment=node.environment)
     assert outcome.rc == 0, outcome.output
     assert not (node.home / "calls").exists()
+
+
+def test_secrets_that_an_engine_tells_are_hidden_as_they_come():
+    state = watch.Watch(PLAN, CATALOGUE, 0.0)
+    name = next(iter(state.processes))
+    process = state.processes[name]
+    state._line(
+        process, "2026-01-01T00:00:00Z INFO non-default args: {'api_key': ['k3y-of-the-engine'], 'port': 1}", 1.0
+    )
+    assert "k3y-of-the-engine" not in "".join(state.logs().values())
+    assert "'port': 1" in process.lines[-1]
+
+
+def test_threads_of_the_watch_say_nothing_themselves(tmp_path, health):
+    """One that is cut off while it hands a line of -vvv on would lock out all later results of the run."""
+    health.ready.set()
+    node, playbook = deployed(tmp_path, health.url)
+    outcome = play(tmp_path, playbook, "-vvv", environment=node.environment)
+    assert outcome.rc == 0, outcome.output
+    assert "task path:" in outcome.output, "it is as talkative as was asked"
+    assert "ESTABLISH" not in outcome.output
+    assert "EXEC" not in outcome.output

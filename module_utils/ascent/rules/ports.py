@@ -26,7 +26,7 @@ _KEYS = {
 
 def port_key(process: Mapping[str, Any], name: str) -> str:
     """The key path of a planned port."""
-    if process["kind"] in ("router", "frontend"):
+    if process["kind"] in ("router", "frontend", "gateway"):
         return "recipe:router.port"
     if process.get("pool"):
         return f"recipe:pools.{process['pool']}.{_KEYS.get(name, name.replace('-', '_') + '_port')}"

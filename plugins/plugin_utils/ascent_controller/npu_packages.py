@@ -41,7 +41,19 @@ from ascent_controller.provisioning import driver_findings
 _LISTING = "SHA256SUMS"
 #: Processes whose host answers for others, so that it is the last to go down.
 _HEADS = frozenset(
-    ("head", "ray-head", "router", "frontend", "kv-store", "indexer", "tokenizer", "discovery", "metadata", "service")
+    (
+        "head",
+        "ray-head",
+        "router",
+        "frontend",
+        "gateway",
+        "kv-store",
+        "indexer",
+        "tokenizer",
+        "discovery",
+        "metadata",
+        "service",
+    )
 )
 
 

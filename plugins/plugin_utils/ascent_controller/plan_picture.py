@@ -17,7 +17,7 @@ _COLOURS = {
 }
 #: Processes beside the engines and jobs.
 _BESIDE = ("#475569", "#e2e8f0")
-_ROUTERS = ("router", "frontend")
+_ROUTERS = ("router", "frontend", "gateway")
 _IDLE = ("#94a3b8", "#f1f5f9")
 
 _WIDTH = 300  # of a node's box
@@ -100,7 +100,8 @@ class _Picture:
         stroke, fill = _COLOURS["router"]
         x, y, box = width // 2 - 170, 82, 340
         self._rect(x, y, box, 48, fill, stroke, radius=8)
-        label = f"{self.router['kind']} on {self.router['host']}"
+        guarded = any(process["kind"] == "gateway" for process in self.plan["processes"])
+        label = f"{'gateway, ' if guarded else ''}{self.router['kind']} on {self.router['host']}"
         self._text(x + box // 2, y + 20, label, size=14, weight=600, anchor="middle", colour=stroke)
         self._text(
             x + box // 2, y + 38, f"{_program(self.router)}  :{_port(self.router, 'api')}", size=11, anchor="middle"

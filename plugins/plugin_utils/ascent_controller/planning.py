@@ -27,12 +27,14 @@ def prepare(
     mirror: str = "",
     cache: str = planner.CACHE,
     sources: Iterable[str] = (),
+    guard: Mapping[str, Any] | None = None,
     root: Path = loader.ROOT,
 ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """Plan and findings.
 
     ``recipe`` is a name or a path, ``hosts`` as `planner.plan` takes them, ``sources`` the inventory's files, in which
-    findings about hosts are located. The plan is None as soon as any finding is an error.
+    findings about hosts are located, ``guard`` how clients are let in (`planner.plan`). The plan is None as soon as any
+    finding is an error.
     """
     positions, findings = loader.read_inventory(sources, [host["name"] for host in hosts], recipe, root)
     inputs = loader.load(recipe, root, positions)
@@ -64,7 +66,9 @@ def prepare(
     if inputs.recipe is not None and not failed(findings):
         # Rules on ports need a plan, so it is made even if others are broken; a layout that can't be is among those.
         with contextlib.suppress(InputError):
-            plan = planner.plan(inputs.recipe, inputs.hardware, hosts, cluster=cluster, mirror=mirror, cache=cache)
+            plan = planner.plan(
+                inputs.recipe, inputs.hardware, hosts, cluster=cluster, mirror=mirror, cache=cache, guard=guard
+            )
             broken = judge(plan)
     findings = sort_findings([{**item, "stage": "plan"} for item in findings + broken])
     return (None if failed(findings) else plan), findings

@@ -87,6 +87,7 @@ def _needs(process: Mapping[str, Any]) -> str:
 _KINDS = {
     "router": "the router that clients talk to",
     "frontend": "the frontend that clients talk to",
+    "gateway": "the gateway before the router: API keys and TLS",
     "kv-store": "master of the KV store",
     "indexer": "index of what is cached where",
     "tokenizer": "tokenizer for the router",

@@ -33,6 +33,7 @@ from ascent import diagnosis, follower, generations
 from ascent.errors import AscentError
 from ascent.findings import finding
 from ascent.launch_progress import Progress, source
+from ascent.secrets import mask
 from ascent_controller import console
 
 #: Runs a Python program on one host: its source by stdin; (return code, stdout, stderr).
@@ -121,9 +122,11 @@ class Watch:
         stall: float = 600,
         grace: float = _GRACE,
         begun: Mapping[str, float] | None = None,
+        tls: Mapping[str, Any] | None = None,
     ) -> None:
         """``begun``: a moment before the launch, in seconds since 1970 by each host's clock."""
         self.begun = dict(begun or {})
+        self.tls = dict(tls or {})
         self.catalogue = catalogue
         self.started = now
         self.timeout = timeout
@@ -141,9 +144,12 @@ class Watch:
                 instance=item["instance"],
                 kind=item["kind"],
                 url=item["health"],
-                # An engine that serves an API lists its models beside its health.
+                # An engine that serves an API lists its models beside its health, to those who show its key.
                 models=urljoin(item["health"], "/v1/models")
-                if item["health"] and item["kind"] in ("head", "rank") and item["health"].endswith("/health")
+                if not (plan.get("access") or {}).get("api_key")
+                and item["health"]
+                and item["kind"] in ("head", "rank")
+                and item["health"].endswith("/health")
                 else None,
                 progress=Progress((item.get("parallel") or {}).get("data") or 0),
                 moved_at=now,
@@ -175,6 +181,7 @@ class Watch:
                 for process in mine
                 if process.url
             ],
+            "tls": self.tls,
             "fatal": self.patterns,
             # A first look at a host without an address to ask only tells whether its containers run.
             "wait": _LAST_WAIT
@@ -251,6 +258,8 @@ class Watch:
         process.doing, process.doing_at = doing, now
 
     def _line(self, process: _Process, line: str, now: float) -> None:
+        # What an engine says of its settings ends up in findings, in the record and on the screen.
+        line = mask(line)
         process.since = line.partition(" ")[0]
         process.lines.append(line)
         process.said[source(line) or process.name] = line

@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from . import faults, serving, timing, weights
+from . import faults, serving, timing, tls, weights
 from .api import Api
 from .config import Settings, check_devices, check_memory
 from .dp import Head, Member
@@ -243,9 +243,13 @@ class Engine:
         api = Api(config, self.front, self.version, self._on_request)
         self.runner = web.AppRunner(api.app, access_log=None)
         await self.runner.setup()
-        await web.SockSite(self.runner, opened).start()
+        trust = tls.Terminator(config.serving) if config.serving.certificate else None
+        await web.SockSite(self.runner, opened, ssl_context=trust and trust.context).start()
+        if trust and config.serving.refresh_certificate:
+            self._spawn(trust.refresh())
         names = ["APIServer"] if config.api_servers == 1 else [f"ApiServer_{i}" for i in range(config.api_servers)]
-        line(names[0], f"Starting vLLM server on http://{config.host or '0.0.0.0'}:{config.port}",  # noqa: S104
+        scheme = "https" if trust else "http"
+        line(names[0], f"Starting vLLM server on {scheme}://{config.host or '0.0.0.0'}:{config.port}",  # noqa: S104
              source="api_server.py:580")  # fmt: skip
         for name in names:
             server_line(name, f"Started server process [{os.getpid()}]")

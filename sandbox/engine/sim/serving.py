@@ -39,6 +39,9 @@ class Serving:
     most_logprobs: int = 20
     auto_tools: bool = False
     tool_parser: str | None = None
+    certificate: str | None = None
+    private_key: str | None = None
+    refresh_certificate: bool = False
     recompute_lost: bool = False  # a request whose KV did not arrive is computed here instead of failing
 
 
@@ -64,6 +67,9 @@ def read(args: argparse.Namespace) -> Serving:
         most_logprobs=given("max_logprobs", 20),
         auto_tools=bool(given("enable_auto_tool_choice")),
         tool_parser=given("tool_call_parser"),
+        certificate=given("ssl_certfile"),
+        private_key=given("ssl_keyfile"),
+        refresh_certificate=bool(given("enable_ssl_refresh")),
         recompute_lost=policy == "recompute",
     )
 

@@ -61,6 +61,7 @@ test-all: test ## What CI has no time for, after what it runs
 	pytest -m thorough tests/sandbox
 	pytest -m thorough tests/fabric
 	pytest tests/upgrade
+	pytest -m thorough tests/security
 	pytest -x tests/nodes
 	pytest -x tests/offline
 	pytest -x tests/real_engine/test_layouts.py
@@ -126,7 +127,7 @@ fabric: setup ## The fabric gate on real nodes: clean, and with several faults a
 
 .PHONY: security
 security: setup ## API keys, TLS, bound addresses and file modes on real nodes, and a search for planted secrets
-	pytest -x tests/security
+	pytest -x -m 'not thorough' tests/security
 
 .PHONY: test-real
 test-real: setup ## The real engine on one server, and the suite that it shares with the simulator

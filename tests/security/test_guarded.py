@@ -257,6 +257,7 @@ def test_the_search_finds_what_is_there(site: Site) -> None:
 # -- a single engine ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_single_engine_checks_the_key_and_ends_tls_itself(site: Site) -> None:
     site.variables.update(recipe=str(ROOT / "tests/security/single.yml"), ascent_api_keys=[THIRD])
     site.variables["ascent_engine_key"] = THIRD

@@ -121,6 +121,12 @@ def test_turning_keys_on_restarts_the_processes_that_have_them_and_no_others() -
     assert plain["hash"] != keyed["hash"]
 
 
+def test_dynamo_is_guarded_by_its_gateway_alone() -> None:
+    plan = plan_of("qwen3-32b-disagg-6p2d-h200", 2, **{**GUARD, "tls": False})
+    assert {one["name"] for one in plan["processes"] if "secrets" in one} == {"gateway"}
+    assert named(plan, "frontend")["ports"][0]["first"] == named(plan, "gateway")["ports"][0]["first"] + 1
+
+
 # -- files -------------------------------------------------------------------------------------------------------------
 
 

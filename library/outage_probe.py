@@ -31,6 +31,14 @@ options:
   api_key:
     description: Bearer token, if the service wants one.
     type: str
+  keys:
+    description: Bearer tokens by origin, such as C(https://192.0.2.1:8000), for servers that want different ones.
+    type: dict
+    default: {}
+  tls:
+    description: Whom to trust; C(ca) has certificates in PEM, C(name) is looked for in the server's.
+    type: dict
+    default: {}
 author: [Ascent]
 attributes:
   check_mode: {support: full}
@@ -65,7 +73,7 @@ import json
 import os
 import time
 
-from ansible.module_utils.ascent import outage
+from ansible.module_utils.ascent import client, outage
 from ansible.module_utils.basic import AnsibleModule
 
 _PATIENCE = 15.0
@@ -129,10 +137,13 @@ def main():
             "timeout": {"type": "float", "default": 5},
             "most": {"type": "float", "default": 7200},
             "api_key": {"type": "str", "no_log": True},
+            "keys": {"type": "dict", "default": {}, "no_log": True},
+            "tls": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
     given = module.params
+    client.use(given["keys"], given["tls"])
     if given["state"] == "started":
         bad = [one for one in given["targets"] if not one.get("url") or not one.get("model")]
         if bad or not given["targets"]:

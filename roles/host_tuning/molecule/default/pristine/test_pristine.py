@@ -43,6 +43,12 @@ def test_no_file_of_ours_is_there(host, path) -> None:
     assert not host.file(path).exists
 
 
+def test_the_boot_loader_boots_what_it_did(host) -> None:
+    if host.file("/boot/grub/grub.cfg").exists:
+        assert host.file("/boot/grub/grub.cfg").content_string == "linux /vmlinuz root=/dev/vda ro quiet\n"
+    assert not host.file("/etc/default/grub.d/90-ascent.cfg").exists
+
+
 def test_the_hosts_file_is_as_it_was(host) -> None:
     lines = host.file("/etc/hosts").content_string.splitlines()
     name = host.check_output("hostname")

@@ -88,9 +88,20 @@ def test_the_unit_ran_and_is_enabled(host) -> None:
 
 
 def test_engines_outside_containers_and_logins_get_the_limit(host) -> None:
-    shown = "systemd-run --wait --collect --pipe --quiet --unit ascent-limits-test sh -c 'ulimit -Hn; ulimit -Sn'"
-    assert host.check_output(shown).split() == ["16384", "16384"]
-    assert host.check_output("su - root -c 'ulimit -n'") == "16384"
+    ask = "sh -c 'ulimit -Hn; ulimit -Sn; ulimit -Hl; ulimit -Sl'"
+    shown = f"systemd-run --wait --collect --pipe --quiet --unit ascent-limits-test {ask}"
+    assert host.check_output(shown).split() == ["16384", "16384", "4096", "4096"]
+    assert host.check_output("su - root -c 'ulimit -n; ulimit -l'").split() == ["16384", "4096"]
+
+
+def test_the_boot_loader_isolates_the_cpus_from_the_next_boot_on(host) -> None:
+    if name(host) == "role-01":
+        booted = read(host, "/boot/grub/grub.cfg")
+        assert booted.startswith("linux /vmlinuz root=/dev/vda ro quiet ")
+        assert {"nohz_full=1", "rcu_nocbs=1"} <= set(booted.split())
+        assert any(word.startswith("isolcpus=") and word.endswith("1") for word in booted.split())
+    else:
+        assert not host.file("/etc/default/grub.d/90-ascent.cfg").exists
 
 
 def test_shared_memory_has_the_size_that_the_plan_asks_for(host) -> None:

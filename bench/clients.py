@@ -225,6 +225,9 @@ def main() -> None:
     parser.add_argument("--url", help="a service that runs; by default one engine of the simulator is started")
     parser.add_argument("--model", default="tiny", help="its served name")
     parser.add_argument("--tokenizer", type=Path, help="directory with its tokenizer")
+    parser.add_argument(
+        "--image", help="an image with vllm in the sandbox's daemon, which runs; by default it is built"
+    )
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--requests", type=int, default=48)
@@ -237,7 +240,8 @@ def main() -> None:
         directory = Path(name)
         tokenizer = given.tokenizer or own_tokenizer(directory / "tokenizer")
         url = given.url or stack.enter_context(simulator(directory))
-        image, hub = stack.enter_context(real_image()), hub_of(tokenizer, directory / "cache")
+        image = given.image or stack.enter_context(real_image())
+        hub = hub_of(tokenizer, directory / "cache")
         load = Load(
             url.rstrip("/"), given.model, tokenizer.resolve(),
             given.concurrency, given.requests, given.prompt, given.answer,

@@ -94,9 +94,10 @@ def announce(
                 "upgrade-outage-expected",
                 "info",
                 "the service will not answer for "
-                + (f"about {expected:.0f} s" if expected else "as long as a launch takes"),
+                + (f"about {expected:.0f} s" if expected else "as long as a launch takes")
+                + ", and while processes are stopped",
                 stage=_STAGE,
-                evidence=f"the last launch took {expected:.0f} s"
+                evidence=f"from start to readiness the last launch took {expected:.0f} s"
                 if expected
                 else "no launch of this cluster was timed",
                 cause=f"These start anew: {', '.join(names[:_TOLD])}{' ...' if len(names) > _TOLD else ''}.",

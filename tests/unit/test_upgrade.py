@@ -15,7 +15,7 @@ from tests.openai_server import Behaviour, Server
 def plan(image: str = "engine:1", **definitions: str) -> dict[str, Any]:
     named = definitions or {"head": "a", "headless": "b", "router": "r"}
     processes = [
-        {"name": name, "host": f"n{number}", "definition": value, "argv": [], "env": []}
+        {"name": name, "kind": "head", "host": f"n{number}", "definition": value, "argv": [], "env": []}
         for number, (name, value) in enumerate(named.items(), 1)
     ]
     return {

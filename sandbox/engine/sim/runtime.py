@@ -257,8 +257,9 @@ class Engine:
             server_line(name, "Application startup complete.")
 
     def _add(self, rank: int, request: Request) -> None:
-        """A request that the head gives to a rank of this process."""
-        if not self._fault_of_request([rank]):
+        """A request that the head gives to a rank of this process; what its answer has to show, the head has said."""
+        fault = self._fault_of_request([rank])
+        if fault is None or (fault.kind != "hang" and not fault.signature):
             self.ranks[rank].add(request)
 
     def _writes(self, rank: int) -> str:

@@ -584,6 +584,8 @@ def test_the_catalogue_has_every_finding_of_the_gate_and_no_other():
                 position = 3 if node.func.id == "_unequal" else 0
                 words = [one for one in ast.walk(node.args[position]) if isinstance(one, ast.Constant)]
                 used |= {one.value for one in words if isinstance(one.value, str)}
+    # Jobs are judged in the same module, in a stage of their own.
+    used -= {"job-failed", "job-unknown"}
     listed = signatures.checks(of="fabric")
     assert {entry["id"] for entry in listed if entry["about"] in ("devices", "verdict")} == used
     keys = {"id", "name", "about", "severity", "summary", "cause", "fix", "source", "example"}

@@ -23,11 +23,17 @@ Options = Mapping[str, Mapping[str, Any]]
 
 
 def load(roles: Path) -> dict[str, Options]:
-    """Role name to the options of its ``main`` entry point, from every ``meta/argument_specs.yml`` under ``roles``."""
+    """Role name to the options that an inventory may set, from every ``meta/argument_specs.yml`` under ``roles``.
+
+    Those of ``main``, and those of other entry points that have a default: what is required there, the caller gives.
+    """
     found: dict[str, Options] = {}
     for path in sorted(roles.glob("*/meta/argument_specs.yml")):
         specs = yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"]
-        found[path.parts[-3]] = specs["main"].get("options") or {}
+        options = dict(specs.pop("main").get("options") or {})
+        for other in specs.values():
+            options.update({name: one for name, one in (other.get("options") or {}).items() if "default" in one})
+        found[path.parts[-3]] = options
     return found
 
 

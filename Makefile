@@ -60,6 +60,7 @@ test-all: test ## What CI has no time for, after what it runs
 	@$(MAKE) --no-print-directory clients
 	pytest -m thorough tests/sandbox
 	pytest -m thorough tests/fabric
+	pytest -m thorough tests/layouts
 	pytest tests/upgrade
 	pytest -m thorough tests/security
 	pytest -x tests/nodes
@@ -83,6 +84,7 @@ test-roles:
 .PHONY: test-roads
 test-roads:
 	@$(MAKE) --no-print-directory e2e
+	@$(MAKE) --no-print-directory layouts
 	@$(MAKE) --no-print-directory upgrade
 	@$(MAKE) --no-print-directory provision
 	@$(MAKE) --no-print-directory fabric
@@ -112,6 +114,10 @@ e2e: setup ## The road, end to end, on a sandbox cluster of its own
 .PHONY: upgrade
 upgrade: setup ## A service upgraded, and one that undoes it; every reason for that in test-all
 	pytest -x -m 'not thorough' tests/upgrade
+
+.PHONY: layouts
+layouts: setup ## Two servers on one node from launch to stop; every other layout, killed controllers and lost power in test-all
+	pytest -x -m 'not thorough' tests/layouts
 
 .PHONY: provision
 provision: setup ## What provision brings to nodes of different states, and every way in which that goes wrong

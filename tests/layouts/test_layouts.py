@@ -138,6 +138,7 @@ def test_status_tells_how_it_is(site: Site, layout: Layout) -> None:
     assert any(int(row["tokens out"]) > 0 for row in heads if row["tokens out"] != "-"), "the checks made tokens"
 
 
+@pytest.mark.thorough
 def test_what_was_changed_by_hand_is_told_and_put_right(site: Site, layout: Layout) -> None:
     place = min(layout.restarts)
     host, _, process = place.partition(" ")

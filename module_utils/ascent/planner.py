@@ -361,7 +361,7 @@ class _Builder:
         if scene.engine == "dynamo":
             mounts += companions.dynamo_mounts(scene)
         devices = seat.devices or self.seen[seat.instance]
-        # Ray's command leaves SIGTERM to the system, which spares a container's first process.
+        # Ray starts many processes; whoever is the container's first has to reap those that are orphaned.
         init = ray and seat.kind != "head"
         scene.seat_in(process, options, devices=devices, mounts=mounts, ipc="host" if ray else None, init=init)
         return process

@@ -52,6 +52,7 @@ def upgrade(road: Road, path: Path, *more: str) -> Run:
 
 def told(run: Run) -> dict[str, dict[str, Any]]:
     """The findings of the upgrade by id."""
+    assert (run.record / "upgrade.json").exists(), run.stdout[-6000:]
     return {one["id"]: one for one in run.stage("upgrade")["findings"]}
 
 

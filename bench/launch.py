@@ -100,7 +100,8 @@ class Bench:
     def broken(self, process: dict[str, Any], fault: str, sign: Callable[[Path, dict[str, Any]], float]) -> float:
         """Seconds from the sign of a fault of one process to the end of the watch."""
         self.end_all()
-        self.control.inject(process["host"], find(fault), [f"process={process['name']}"])
+        # Late in the start, so that the watch has begun: before that, Ansible starts the other nodes' containers.
+        self.control.inject(process["host"], find(fault), [f"process={process['name']}", "phase=kv"])
         try:
             code, record = self.deploy("--tags", "launch")
         finally:

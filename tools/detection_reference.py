@@ -28,7 +28,8 @@ Ansible or in a bare traceback. `tests/diagnosis` holds the rows and runs them.
 
 Seconds count from the first sign to the finding:
 
-- *log line*: the stamp of the line in the container's log on its node. So long does a dying launch go on unnoticed.
+- *log line*: the stamp of the line in the container's log on its node. What Ansible needs to start the other nodes'
+  containers, before the watch begins, is part of it.
 - *end of the process*: it was killed and said nothing.
 - *last progress*: a start that hangs has no other sign. The limit for silence was set to {stall} s for these runs.
 - *start of the stage*, *start of the run*: the fault was there before anybody looked, so the seconds are those that an

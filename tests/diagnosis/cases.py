@@ -104,7 +104,7 @@ CASES = (
     _node("verify", "C10", "C10", "d-02", "", "device=1", options=FORCE),
     _node("verify", "D03", "D03", "d-02", "", "port=13389", options=FORCE, stopped=DECODE),
     # While the engines start.
-    _engine("A12", "decode-0-headless-1", "local ranks"),
+    _engine("A12", "decode-0-headless-1", "one device for each local rank"),
     _engine("B01", "decode-0-headless-1", "set_env.sh"),
     _engine("B02", "decode-0-head", "nnal/atb/set_env.sh", quick=True),
     _engine("B03", "decode-0-headless-1", "one image as released"),

@@ -504,7 +504,7 @@ class Watch:
         known = {entry["id"]: entry for entry in self.catalogue["findings"]}
         entry = known["D05" if self._limit == "timeout" else "D06"]
         behind = [process for process in self.processes.values() if not self._is_ready(process)]
-        silent = min(behind, key=lambda process: process.moved_at)
+        silent = min(behind, key=lambda process: (process.progress.position, process.moved_at))
         evidence = "\n".join(line for process in behind for line in self._account(process))
         limit = self.timeout if self._limit == "timeout" else self.stall
         summary = f"{entry['summary']} ({console.seconds(limit)})"

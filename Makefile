@@ -63,6 +63,7 @@ test-all: test ## What CI has no time for, after what it runs
 	pytest -m thorough tests/layouts
 	pytest tests/upgrade
 	pytest -m thorough tests/security
+	pytest -m thorough tests/diagnosis
 	pytest -x tests/nodes
 	pytest -x tests/offline
 	pytest -x tests/real_engine/test_layouts.py
@@ -79,6 +80,7 @@ test-static: lint unit
 test-roles:
 	@$(MAKE) --no-print-directory molecule
 	@$(MAKE) --no-print-directory faults
+	@$(MAKE) --no-print-directory diagnosis
 	@$(MAKE) --no-print-directory test-real
 
 .PHONY: test-roads
@@ -126,6 +128,10 @@ provision: setup ## What provision brings to nodes of different states, and ever
 .PHONY: faults
 faults: setup ## A third of the sandbox's faults, each on real nodes; all of them in test-all
 	pytest -m 'not thorough' tests/sandbox
+
+.PHONY: diagnosis
+diagnosis: setup ## Faults on a cluster that serves, each named by the stage that sees it first; most of them in test-all
+	pytest -m 'not thorough' tests/diagnosis
 
 .PHONY: fabric
 fabric: setup ## The fabric gate on real nodes: clean, and with several faults at once; each by itself in test-all

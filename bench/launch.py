@@ -37,7 +37,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ascent import diagnosis  # noqa: E402
-from ascent_controller import runs  # noqa: E402
 from sandbox.faults.control import Control, find  # noqa: E402
 from sandbox.lib import engine, plan  # noqa: E402
 from sandbox.lib.lifecycle import Cluster  # noqa: E402
@@ -83,10 +82,10 @@ class Bench:
             self.shell(node.name, ours)
 
     def plan(self) -> dict[str, Any]:
-        """The plan that the cluster runs; the end of the program when it runs none."""
-        _, record = self.deploy("--tags", "launch")
-        found = runs.read_plan(record)
-        return found or sys.exit(f"{record} holds no plan: deploy the cluster first")
+        """The plan that the cluster runs."""
+        node = self.cluster.sandbox.nodes[0].name
+        found: dict[str, Any] = json.loads(self.shell(node, f"cat /etc/ascent/{self.name}/current/plan.json"))
+        return found
 
     def ready(self, urls: Sequence[str]) -> float:
         """Seconds from readiness to the end of the watch."""
@@ -100,7 +99,8 @@ class Bench:
     def broken(self, process: dict[str, Any], fault: str, sign: Callable[[Path, dict[str, Any]], float]) -> float:
         """Seconds from the sign of a fault of one process to the end of the watch."""
         self.end_all()
-        self.control.inject(process["host"], find(fault), [f"process={process['name']}"])
+        # Late in the start, so that the watch has begun: before that, Ansible starts the other nodes' containers.
+        self.control.inject(process["host"], find(fault), [f"process={process['name']}", "phase=kv"])
         try:
             code, record = self.deploy("--tags", "launch")
         finally:

@@ -51,14 +51,6 @@ def _engine(fault: str, process: str, fix: str, *, finding: str = "", **more: An
     return Case(fault, "launch", finding or fault, node, fix, node, (f"process={process}",), stopped=ENGINES, **more)
 
 
-def _request(fault: str, process: str, finding: str, node: str, fix: str, **more: Any) -> Case:
-    """A fault that comes with the first request."""
-    return Case(fault, "check", finding, node, fix, node, (f"process={process}",), **more)
-
-
-#: How long a start may be silent in the cases that hang.
-STALL_SECONDS = 15
-STALL = ("-e", f"engine_stall_seconds={STALL_SECONDS}")
 FORCE = ("-e", "verify=force", "-e", "fabric_collectives=never")
 
 CASES = (
@@ -99,29 +91,14 @@ CASES = (
     # While the nodes get what they lack.
     Case("B10", "provision", "B10", "d-01", "tag", recipe={"engine.image": "quay.io/ascend/vllm-ascend:v0.23.0"}),
     # Measured between the nodes.
-    _node("verify", "C01", "C01", "d-02", "", "device=1", options=FORCE),
-    _node("verify", "C06", "C06", "d-03", "tls", "device=0", options=FORCE),
-    _node("verify", "C10", "C10", "d-02", "", "device=1", options=FORCE),
-    _node("verify", "D03", "D03", "d-02", "", "port=13389", options=FORCE, stopped=DECODE),
+    _node("verify", "C01", "C01", "d-02", "hccn_tool -i DEVICE -link -g", "device=1", options=FORCE),
+    _node("verify", "C06", "C06", "d-03", "-tls -s enable 0", "device=0", options=FORCE),
+    _node("verify", "D03", "D03", "d-02", "nft list ruleset", "port=13389", options=FORCE, stopped=DECODE),
     # While the engines start.
-    _engine("A12", "decode-0-headless-1", "local ranks"),
+    _engine("A12", "decode-0-headless-1", "one device for each local rank"),
     _engine("B01", "decode-0-headless-1", "set_env.sh"),
     _engine("B02", "decode-0-head", "nnal/atb/set_env.sh", quick=True),
     _engine("B03", "decode-0-headless-1", "one image as released"),
     _engine("C03", "decode-0-headless-1", "lists the ranks that came"),
     _engine("D21", "decode-0-headless-1", "max-model-len"),
-    _engine("E05", "decode-0-headless-1", "--tags verify"),
-    _engine("E07", "prefill-0-head", "Mooncake"),
-    _engine("D06", "decode-0-headless-1", "last line of every rank", options=STALL),
-    _engine("D28", "decode-0-headless-1", "docker logs", finding="process-exited"),
-    _node("launch", "D03", "D03", "d-02", "13389", "port=13389", stopped=ENGINES, options=STALL),
-    _node("launch", "D02", "E01", "d-02", "", "port=13389", stopped=ENGINES),
-    _node("launch", "A06", "A06", "d-03", "", stopped=ENGINES),
-    _node("launch", "D30", "D30", "d-03", "hccn.conf", stopped=ENGINES),
-    _node("launch", "D19", "D19", "d-03", "Copy the file again", stopped=ENGINES),
-    # With the first requests.
-    _request("C02", "decode-0-head", "C02", "d-02", ""),
-    _request("D27", "decode-0-headless-1", "D27", "d-03", ""),
-    _request("E13", "decode-0-head", "E13", None, ""),
-    _request("G01", "decode-0-head", "G01", None, "", quick=True),
 )

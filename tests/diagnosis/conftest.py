@@ -18,7 +18,6 @@ import pytest
 from sandbox.faults.control import Control, find
 from sandbox.lib import engine, plan
 from sandbox.lib.lifecycle import Cluster
-from tests.diagnosis.cases import ENGINES
 
 ROOT = Path(__file__).resolve().parents[2]
 INVENTORY = Path(__file__).parent / "inventory"
@@ -60,7 +59,6 @@ class Site:
         self.work = work
         self.count = 0
         self.measured: dict[str, dict[str, Any]] = {}
-        self.serving = True
 
     def deploy(self, *arguments: str) -> Run:
         """Run deploy.yml with further arguments. A run that takes ten minutes has met a time-out, and fails."""
@@ -95,15 +93,6 @@ class Site:
         for node in self.cluster.sandbox.nodes:
             asked = "; ".join(f"docker ps -aq --filter label=ascent.process={process}" for process in processes)
             self.shell(node.name, f"({asked}) | xargs -r docker {verb} >/dev/null")
-        self.serving = False
-
-    def serve(self) -> None:
-        """Launch what does not serve."""
-        if not self.serving:
-            self.stop(*ENGINES)
-            run = self.deploy("--tags", "launch")
-            assert run.code == 0, run.output
-            self.serving = True
 
     def break_(self, node: str, fault: str, *arguments: str) -> None:
         """Bring a fault of the catalogue about."""

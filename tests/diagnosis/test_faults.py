@@ -38,12 +38,9 @@ def first_sign(run: Run, case: Case, error: dict[str, Any]) -> tuple[str, float]
         return "start of the stage", run.stage(case.stage)["begun"]
     if case.stage != "launch":
         return "start of the run", run.started
-    watch = run.stage("launch")["metrics"]["launch"]
-    if error["id"] in ("D05", "D06"):
-        return "last progress", watch["ended"] - watch["seconds"] + watch["progress_seconds"]
-    if stamped := STAMPED.search(error["evidence"]):
-        return "log line", moment(stamped[1])
-    return "end of the process", min(one["ended"] for one in watch["processes"].values() if one["ended"])
+    stamped = STAMPED.search(error["evidence"])
+    assert stamped, error
+    return "log line", moment(stamped[1])
 
 
 def told(run: Run, case: Case) -> float:
@@ -57,8 +54,6 @@ def told(run: Run, case: Case) -> float:
     [pytest.param(one, id=one.name, marks=() if one.quick else pytest.mark.thorough) for one in CASES],
 )
 def test_a_fault_ends_in_its_finding(whole: Site, tmp_path: Path, case: Case) -> None:
-    if case.stage == "check":
-        whole.serve()
     if case.stopped:
         whole.stop(*case.stopped, remove=case.removed)
     options = [*case.options]

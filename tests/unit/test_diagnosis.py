@@ -139,3 +139,9 @@ def test_reference_page_is_current():
     tool = Path(__file__).parents[2] / "tools" / "findings_reference.py"
     done = subprocess.run([sys.executable, str(tool), "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_page_of_detection_times_is_current():
+    tool = Path(__file__).parents[2] / "tools" / "detection_reference.py"
+    done = subprocess.run([sys.executable, str(tool), "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

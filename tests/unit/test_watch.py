@@ -449,7 +449,7 @@ def test_services_without_a_health_address_and_nodes_of_ray_are_ready_when_they_
     assert "etcd: ready" in line
     assert "serve-0: ray-head joined, ray-worker-1 joined, head ready" in line
     look("n1", 111.0, ok=["router", "serve-0-head"], state_of="exited")
-    assert state.verdict(115.0) == "failed"
+    assert state.verdict(124.0) == "failed"
 
 
 def test_progress_names_only_what_moved():
@@ -484,7 +484,7 @@ def test_the_first_exit_ends_it_after_a_moment_for_the_others():
     assert state.verdict(110.5) is None
     echo = ["2026-01-01T00:00:09Z Engine core initialization failed"]
     state.absorb("n2", answer("n2", state="exited", code=1, lines=echo), 111.0)
-    assert state.verdict(115) == "failed"
+    assert state.verdict(123) == "failed"
     found = state.findings()
     assert [(item["id"], item["host"]) for item in found] == [("C01", "n3"), ("process-exited", "n2")]
     assert "EI0006" in found[0]["evidence"]
@@ -505,6 +505,19 @@ def test_a_failure_is_over_when_every_host_has_handed_in_its_lines():
     assert state.verdict(111.0) == "failed"
     assert state.findings()[0]["id"] == "B02"
     assert len(state.processes["decode-0-headless-1"].lines) == 1
+
+
+def test_the_log_of_a_process_that_ended_is_waited_for_on_a_slow_node():
+    state = started()
+    state.absorb("n3", answer("n3", restarts=1), 110.0)
+    assert state.verdict(115.0) is None
+    cause = ["2026-01-01T00:00:05Z libatb.so: cannot open shared object file"]
+    state.absorb("n3", {**answer("n3", lines=cause), "reason": "last"}, 118.0)
+    assert state.verdict(118.0) == "failed"
+    assert [item["id"] for item in state.findings()] == ["B02"]
+    silent = started()
+    silent.absorb("n3", answer("n3", restarts=1), 110.0)
+    assert silent.verdict(122.0) == "failed", "but not for ever"
 
 
 def test_a_fatal_line_ends_it_while_the_container_still_runs():
@@ -626,7 +639,7 @@ def test_a_failure_nobody_knows_says_so_and_shows_the_lines_that_tell_most():
 def test_a_restart_by_policy_is_a_failure():
     state = started()
     state.absorb("n1", answer("n1", restarts=1), 110.0)
-    assert state.verdict(115) == "failed"
+    assert state.verdict(123) == "failed"
     assert [item["id"] for item in state.findings()] == ["process-restarted"]
 
 
@@ -642,7 +655,7 @@ def test_an_old_restart_of_a_service_that_does_not_answer_is_a_failure():
     state = watch.Watch(PLAN, CATALOGUE, 100.0)
     for host in state.hosts:
         state.absorb(host, answer(host, restarts=int(host == "n3")), 100.5)
-    assert [state.verdict(now) for now in (101, 103, 107)] == [None, None, "failed"]
+    assert [state.verdict(now) for now in (101, 103, 116)] == [None, None, "failed"]
     assert [(item["id"], item["host"]) for item in state.findings()] == [("process-restarted", "n3")]
 
 

@@ -65,6 +65,7 @@ _STATES = {"R": "running", "S": "sleeping", "D": "waiting for storage or a devic
 _UNKNOWN = "Not known: no entry of the catalogue (docs/reference/findings.md) fits its log. The lines above say most."
 # So long are all nodes waited for after a bad sign; most answer within a second.
 _GRACE = 4.0
+_PATIENCE = 3
 # Who was restarted before the first look gets so long to show that it serves.
 _BENEFIT = 2.0
 _LAST_WAIT = 3.0
@@ -345,8 +346,11 @@ class Watch:
     def verdict(self, now: float) -> str | None:
         """``ready``, ``failed``, or None as long as it goes on."""
         if self.failed_at is not None:
+            # Without the log of a process that ended there is nothing to say of it, however busy its node is.
+            blamed = {self.processes[name].host for _, name in self._troubles if name} - self._heard
+            limit = self.grace * (_PATIENCE if blamed else 1)
             all_heard = self._heard >= set(self.hosts)
-            return "failed" if all_heard or now >= self.failed_at + self.grace else None
+            return "failed" if all_heard or now >= self.failed_at + limit else None
         if all(process.state == "running" and self._is_ready(process) for process in self.processes.values()):
             return "ready"
         for name, seen in list(self._suspects.items()):
@@ -509,7 +513,7 @@ class Watch:
         known = {entry["id"]: entry for entry in self.catalogue["findings"]}
         entry = known["D05" if self._limit == "timeout" else "D06"]
         behind = [process for process in self.processes.values() if not self._is_ready(process)]
-        silent = min(behind, key=lambda process: process.moved_at)
+        silent = min(behind, key=lambda process: (process.progress.position, process.moved_at))
         evidence = "\n".join(line for process in behind for line in self._account(process))
         limit = self.timeout if self._limit == "timeout" else self.stall
         summary = f"{entry['summary']} ({console.seconds(limit)})"

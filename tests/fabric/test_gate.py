@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
 
 from ascent.collectives import COLLECTIVES
 from ascent.npu import CONF
 from sandbox.lib import engine
 from sandbox.lib.images import Builder
-from tests.fabric.conftest import NODES, Gate
+from tests.fabric.conftest import INVENTORY, NODES, Gate
 
 # Every rank of every node takes its turn on two cores, so a late packet or run may be told of as a warning.
 NO_COLLECTIVES = ("-e", "fabric_collectives=never")
@@ -152,8 +153,10 @@ def test_nodes_without_programs_or_image_are_told_of_and_stop_nothing(gate: Gate
 
 # -- with an image on the nodes; these come last, since others want none ----
 
-#: What the recipe names, and where our image has the test programs.
-ENGINE, INSIDE = "quay.io/ascend/vllm-ascend:v0.11.0rc2", "/build/bin"
+#: The engine's image as the plan has it, from the site's mirror, and where our image has the test programs.
+_SITE = yaml.safe_load((INVENTORY / "group_vars" / "mesh.yml").read_text())
+ENGINE = f"{_SITE['ascent_registry_mirror']}/quay.io/ascend/vllm-ascend:v0.11.0rc2"
+INSIDE = "/build/bin"
 
 
 @pytest.fixture(scope="module")

@@ -117,13 +117,18 @@ def container_of(node: Node, pid: int) -> Optional[str]:
     return match.group(1) if match else None
 
 
-def container_names(node: Node, program: str, processes: Mapping[str, Dict[str, Any]]) -> None:
-    """Put names for the ids of containers, as far as the container engine knows them; asks it only if there are any."""
-    ids = {one["container"] for one in processes.values() if one["container"]}
-    if not ids:
-        return
-    code, out, _ = node.run(program, "ps", "--no-trunc", "--format", "{{.ID}} {{.Names}}")
-    names = dict(line.split(None, 1) for line in out.splitlines() if len(line.split()) > 1) if code == 0 else {}
+def container_names(
+    node: Node, program: str, processes: Mapping[str, Dict[str, Any]], known: Optional[Mapping[str, str]] = None
+) -> None:
+    """Put names for the ids of containers.
+
+    ``known``: names by id. The container engine is asked only for others; the id of one that it does not know is cut.
+    """
+    names = dict(known or {})
+    if {one["container"] for one in processes.values() if one["container"]} - set(names):
+        code, out, _ = node.run(program, "ps", "--no-trunc", "--format", "{{.ID}} {{.Names}}")
+        if code == 0:
+            names.update(dict(line.split(None, 1) for line in out.splitlines() if len(line.split()) > 1))
     for one in processes.values():
         if one["container"]:
             one["container"] = names.get(one["container"], one["container"][:12])

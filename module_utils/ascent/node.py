@@ -677,9 +677,7 @@ def _processes(
     pids += [one["pid"] for one in ((facts["npu"] or {}).get("info") or {}).get("processes", ())]
     found = holders.describe(node, pids)
     ours = {one["id"]: one["name"] for one in (facts["container_engine"] or {}).get("containers", ())}
-    for one in found.values():
-        one["container"] = ours.get(one["container"], one["container"])
-    holders.container_names(node, program, found)
+    holders.container_names(node, program, found, ours)
     return found
 
 

@@ -154,6 +154,10 @@ def test_sockets_and_devices_lead_to_their_processes(tmp_path):
     processes["42"]["container"] = ID
     holders.container_names(host(tmp_path), "docker", processes)
     assert processes["42"]["container"] == ID[:12]
+    # A name that is known already stays whole, and nobody is asked.
+    processes["42"]["container"] = ID
+    holders.container_names(host(tmp_path), "docker", processes, {ID: "ascent-a-cluster-serve-0-head"})
+    assert processes["42"]["container"] == "ascent-a-cluster-serve-0-head"
 
 
 def test_node_info_tells_owners_holders_limits_and_images(tmp_path):

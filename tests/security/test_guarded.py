@@ -40,7 +40,11 @@ import json, os, re, subprocess
 secrets = [secret.encode() for secret in SECRETS]
 def said(*command):
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout
-texts = {"ps": said("ps", "-eww", "-o", "args"), "journal": said("journalctl", "--no-pager", "--quiet")}
+texts = {"ps": said("ps", "-eww", "-o", "args")}
+for line in said("journalctl", "--no-pager", "--quiet").splitlines():
+    words = line.decode("utf-8", "replace").split(None, 4)
+    writer = "journal of " + re.sub("[^a-zA-Z_.-].*", "", words[-1])
+    texts[writer] = texts.get(writer, b"") + line
 for name in said("docker", "ps", "-aq").decode().split():
     texts["inspect " + name] = said("docker", "inspect", name)
     texts["log " + name] = said("docker", "logs", name)

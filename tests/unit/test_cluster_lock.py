@@ -26,7 +26,7 @@ LOCKED = """
 WAIT = "    - ansible.builtin.wait_for: {{path: '{gate}', timeout: 60}}\n      run_once: true"
 
 
-def until(condition: object, seconds: float = 20) -> bool:
+def until(condition: object, seconds: float = 60) -> bool:
     """Whether a condition came true in time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

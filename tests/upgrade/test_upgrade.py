@@ -101,10 +101,9 @@ def test_a_new_image_is_prepared_first_and_the_outage_is_measured(road: Road, tm
     assert not measured["rolled_back"]
     assert "the service before" in found["bench-last"]["summary"]
     assert serving(road)[0] == 2
-    before, after = (run.rounds.index(name) for name in (
-        "generation : Write this host's scripts", "engine : Stop a container whose instance starts anew",
-    ))  # fmt: skip
-    assert before < after, "every node has the new generation before anything stops"
+    written = run.rounds.index("Write this host's scripts")
+    stopped = run.rounds.index("Stop a container whose instance starts anew")
+    assert written < stopped, "every node has the new generation before anything stops"
     again = upgrade(road, recipe(tmp_path, NEW))
     assert again.rc == 0, again.stdout
     assert again.changed == {}

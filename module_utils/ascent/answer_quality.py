@@ -18,6 +18,7 @@ _MIN_WORDS = 8
 _MIN_TRIPLES = 16
 _MIN_CHARACTERS = 16
 _SCRIPT_SHARE = 0.05
+_TORN = 2
 _DISTINCT_TRIPLES = 0.25
 # A text is of one writing system when this share of its letters is, and has left it when less than this share is.
 _OWN_SHARE, _LEFT_SHARE = 0.9, 0.2
@@ -72,6 +73,9 @@ def judge(text: str, asked: str = "") -> Dict[str, Any]:
     )
     if broken / len(visible) > 0.05:
         reasons.append(f"{broken} of {len(visible)} characters are undecodable or control characters")
+    # The last character may be cut where the tokens end; one within the text, a model may have learnt from bad pages.
+    elif (torn := text.rstrip().rstrip("\ufffd").count("\ufffd")) >= _TORN:
+        reasons.append(f"{torn} characters within the text are undecodable")
 
     character, count = collections.Counter(visible).most_common(1)[0]
     if len(visible) >= _MIN_CHARACTERS and count / len(visible) > 0.5:

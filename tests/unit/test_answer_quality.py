@@ -14,6 +14,8 @@ GOOD = [
     "The word 北京 means northern capital; 東京 means eastern capital. Both are large cities with a long history.",
     "| a | b |\n| --- | --- |\n| 1 | 2 |\n\nThe table shows two columns with one row each, as was asked for.",
     "def add(a, b):\n    return a + b\n\n\nprint(add(1, 2))",
+    "What comes after this is cut in the middle of a character, as the number of tokens has it: 北\ufffd\ufffd",
+    "A page with one wrong byte in it, na\ufffdve as it may be, taught the model that, and nothing else is wrong here.",
     "The letter omega (Ω) and the letter pi (π) are used in physics and geometry; one is a unit, one a number.",
 ]
 BAD = {
@@ -23,6 +25,7 @@ BAD = {
     "one character": "的" * 30,
     "a loop": "it is here now. " * 20,
     "control characters": "answer \x01\x02\x03\ufffd\ufffd\ufffd text \x04\x05",
+    "tokens by chance": "sound else\ufffdHbroken is take app pager face speLES people rayzen context headless\ufffdtest think end",
     "mixed scripts": "привет мир hello world สวัสดี ชาวโลก شكرا جزيلا नमस्ते",
 }
 

@@ -25,7 +25,7 @@ BAD = {
     "one character": "的" * 30,
     "a loop": "it is here now. " * 20,
     "control characters": "answer \x01\x02\x03\ufffd\ufffd\ufffd text \x04\x05",
-    "tokens by chance": "sound else\ufffdHbroken is take app pager face speLES people rayzen context headless\ufffdtest think end",
+    "tokens by chance": "sound else\ufffdHbroken is take app pager face speLES people rayzen headless\ufffdtest end",
     "mixed scripts": "привет мир hello world สวัสดี ชาวโลก شكرا جزيلا नमस्ते",
 }
 

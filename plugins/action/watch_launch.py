@@ -17,8 +17,9 @@ from ascent_controller import connections, signatures, watch
 
 
 def _readings(hosts: Mapping[str, Any]) -> dict[str, float]:
-    """When this run read each node, by the node's own clock."""
-    clocks = {host: (hosts[host].get("ascent_node") or {}).get("clock") or {} for host in hosts}
+    """When this run read each node, by the node's own clock. Hosts of other clusters were not read."""
+    read = {host: (hosts[host].get("ansible_facts") or {}).get("ascent_node") or {} for host in hosts}
+    clocks = {host: node.get("clock") or {} for host, node in read.items()}
     return {host: clock["last"] for host, clock in clocks.items() if clock.get("last") is not None}
 
 

@@ -92,15 +92,13 @@ def main() -> None:
                 },
             },
             "timeout": {"type": "float", "default": 10},
-            "api_key": {"type": "str", "no_log": True},
-            "keys": {"type": "dict", "default": {}, "no_log": True},
-            "tls": {"type": "dict", "default": {}},
+            **client.OPTIONS,
         },
         supports_check_mode=True,
     )
     given = module.params
-    client.use(given["keys"], given["tls"])
-    results = endpoint.check_all(given["endpoints"], given["timeout"], given["api_key"])
+    client.use(given["keys"], given["tls"], given["api_key"])
+    results = endpoint.check_all(given["endpoints"], given["timeout"])
     module.exit_json(
         changed=False,
         endpoints=results,

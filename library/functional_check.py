@@ -118,14 +118,12 @@ def main() -> None:
             "engines": {"type": "list", "elements": "dict", "default": []},
             "long_prompt": {"type": "bool", "default": False},
             "timeout": {"type": "float", "default": 300},
-            "api_key": {"type": "str", "no_log": True},
-            "keys": {"type": "dict", "default": {}, "no_log": True},
-            "tls": {"type": "dict", "default": {}},
+            **client.OPTIONS,
         },
         supports_check_mode=True,
     )
     given = module.params
-    client.use(given["keys"], given["tls"])
+    client.use(given["keys"], given["tls"], given["api_key"])
     for number, prompt in enumerate(given["prompts"], 1):
         if not prompt.get("prompt") and not prompt.get("messages"):
             module.fail_json(msg=f"prompt {number}: wanted 'prompt' or 'messages', found {sorted(prompt)}")
@@ -135,7 +133,7 @@ def main() -> None:
             module.fail_json(msg=f"prompt {number}: a completion takes 'prompt', not 'messages'")
     started = time.monotonic()
     asked = (given["url"], given["model"])
-    result = functional.check(*asked, given["prompts"], given["timeout"], given["api_key"])
+    result = functional.check(*asked, given["prompts"], given["timeout"])
     findings, shares = result["findings"], {}
     # What fails at its first step has no second one to judge.
     if all(answer["text"] for answer in result["answers"]):
@@ -145,12 +143,11 @@ def main() -> None:
             given["prompts"],
             result["answers"],
             given["timeout"],
-            given["api_key"],
             longest if given["long_prompt"] else None,
         )
     if given["engines"] and not any(item["severity"] == "error" for item in findings):
         first = next((one for one in given["prompts"] if one.get("prompt")), None)
-        told = traffic.check(*asked, given["engines"], given["timeout"], given["api_key"], first)
+        told = traffic.check(*asked, given["engines"], given["timeout"], first)
         findings, shares = findings + told["findings"], told["traffic"]
     findings = findings + access_check.unguarded(given["keys"], given["url"], given["timeout"])
     module.exit_json(

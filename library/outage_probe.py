@@ -102,7 +102,6 @@ def _start(given):
                 interval=given["interval"],
                 timeout=given["timeout"],
                 most=given["most"],
-                api_key=given["api_key"],
             )
             open(f"{path}.done", "w", encoding="utf-8").close()
     finally:
@@ -136,14 +135,12 @@ def main():
             "interval": {"type": "float", "default": 0.25},
             "timeout": {"type": "float", "default": 5},
             "most": {"type": "float", "default": 7200},
-            "api_key": {"type": "str", "no_log": True},
-            "keys": {"type": "dict", "default": {}, "no_log": True},
-            "tls": {"type": "dict", "default": {}},
+            **client.OPTIONS,
         },
         supports_check_mode=True,
     )
     given = module.params
-    client.use(given["keys"], given["tls"])
+    client.use(given["keys"], given["tls"], given["api_key"])
     if given["state"] == "started":
         bad = [one for one in given["targets"] if not one.get("url") or not one.get("model")]
         if bad or not given["targets"]:

@@ -146,14 +146,12 @@ def main() -> None:
             "engines": {"type": "list", "elements": "dict", "default": []},
             "judged": {"type": "bool", "default": True},
             "run_in_check_mode": {"type": "bool", "default": False},
-            "api_key": {"type": "str", "no_log": True},
-            "keys": {"type": "dict", "default": {}, "no_log": True},
-            "tls": {"type": "dict", "default": {}},
+            **client.OPTIONS,
         },
         supports_check_mode=True,
     )
     given = module.params
-    client.use(given["keys"], given["tls"])
+    client.use(given["keys"], given["tls"], given["api_key"])
     for name in ("concurrency", "requests", "input_tokens", "output_tokens"):
         if given[name] < 1:
             module.fail_json(msg=f"{name} is {given[name]}; wanted 1 or more")
@@ -174,7 +172,6 @@ def main() -> None:
         timeout=given["timeout"],
         slo={name: float(limit) for name, limit in given["slo"].items()},
         simulated_urls=given["simulated_url"],
-        api_key=given["api_key"],
         engines=given["engines"],
     )
     findings = result.pop("findings") + bench.judge(result)

@@ -8,7 +8,7 @@ import math
 import re
 import statistics
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from .client import ClientError, request
 from .findings import finding
@@ -49,12 +49,12 @@ def _page(text: str) -> Dict[str, Dict[str, float]]:
     return found
 
 
-def read(engines: Sequence[Mapping[str, Any]], timeout: float = 10, api_key: Optional[str] = None) -> Shares:
+def read(engines: Sequence[Mapping[str, Any]], timeout: float = 10) -> Shares:
     """What each rank of ``engines`` (``{"name", "metrics_url"}``) has counted; those without a page are left out."""
 
     def one(engine: Mapping[str, Any]) -> Dict[str, Dict[str, float]]:
         try:
-            answer = request("GET", engine["metrics_url"], timeout=timeout, api_key=api_key)
+            answer = request("GET", engine["metrics_url"], timeout=timeout)
         except ClientError:
             return {}
         return _page(answer.text) if answer.status == 200 else {}

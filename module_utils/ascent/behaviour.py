@@ -34,10 +34,10 @@ def stop_word(text: str) -> Optional[str]:
     return found[0] if found else None
 
 
-def _post(url: str, body: Mapping[str, Any], timeout: float, api_key: Optional[str]) -> Tuple[Optional[Response], str]:
+def _post(url: str, body: Mapping[str, Any], timeout: float) -> Tuple[Optional[Response], str]:
     """An answer, or why there is none."""
     try:
-        return request("POST", url, body, timeout=timeout, api_key=api_key), ""
+        return request("POST", url, body, timeout=timeout), ""
     except ClientError as error:
         return None, str(error)
 
@@ -134,8 +134,8 @@ def judge_length(wanted: int, counted: Optional[int], longest: int, status: Opti
 class _Asker:
     """One endpoint, and what is asked of it."""
 
-    def __init__(self, url: str, model: str, timeout: float, api_key: Optional[str]) -> None:
-        self.url, self.model, self.timeout, self.api_key = url.rstrip("/"), model, timeout, api_key
+    def __init__(self, url: str, model: str, timeout: float) -> None:
+        self.url, self.model, self.timeout = url.rstrip("/"), model, timeout
 
     def stop(self, prompt: Mapping[str, Any], answer: Mapping[str, Any]) -> List[Dict[str, Any]]:
         """The prompt again, to stop at a word of its answer."""
@@ -143,17 +143,15 @@ class _Asker:
         if word is None:
             return []
         path, body = body_of(prompt, self.model)
-        response, error = _post(self.url + path, {**body, "stop": [word]}, self.timeout, self.api_key)
+        response, error = _post(self.url + path, {**body, "stop": [word]}, self.timeout)
         return judge_stop(word, response.status if response else None, _answer(response), error or _refusal(response))
 
     def template(self, wanted: bool) -> List[Dict[str, Any]]:
         """The same words as a text and as a chat."""
         common = {"model": self.model, "max_tokens": 1, "temperature": 0}
-        plain, _ = _post(f"{self.url}/v1/completions", {**common, "prompt": _PROBE}, self.timeout, self.api_key)
+        plain, _ = _post(f"{self.url}/v1/completions", {**common, "prompt": _PROBE}, self.timeout)
         messages = [{"role": "user", "content": _PROBE}]
-        chat, error = _post(
-            f"{self.url}/v1/chat/completions", {**common, "messages": messages}, self.timeout, self.api_key
-        )
+        chat, error = _post(f"{self.url}/v1/chat/completions", {**common, "messages": messages}, self.timeout)
         return judge_template(
             _prompt_tokens(plain), _prompt_tokens(chat), chat.status if chat else None, error or _refusal(chat), wanted
         )
@@ -162,7 +160,7 @@ class _Asker:
         """A prompt of nearly ``longest`` tokens, made by what two short ones count."""
         address, common = f"{self.url}/v1/completions", {"model": self.model, "max_tokens": 1, "temperature": 0}
         short = [
-            _prompt_tokens(_post(address, {**common, "prompt": _SENTENCE * count}, self.timeout, self.api_key)[0])
+            _prompt_tokens(_post(address, {**common, "prompt": _SENTENCE * count}, self.timeout)[0])
             for count in (_FEW, _MORE)
         ]
         if short[0] is None or short[1] is None or short[1] <= short[0]:
@@ -173,7 +171,7 @@ class _Asker:
             return []
         wanted = int(short[0] + each * (count - _FEW))
         body = {**common, "prompt": _SENTENCE * count, "max_tokens": _ANSWER}
-        response, error = _post(address, body, max(self.timeout, _LONG_TIMEOUT), self.api_key)
+        response, error = _post(address, body, max(self.timeout, _LONG_TIMEOUT))
         return judge_length(
             wanted,
             _prompt_tokens(response),
@@ -208,7 +206,6 @@ def check(
     prompts: Sequence[Mapping[str, Any]],
     answers: Sequence[Mapping[str, Any]],
     timeout: float = 300,
-    api_key: Optional[str] = None,
     longest: Optional[int] = None,
 ) -> List[Dict[str, Any]]:
     """Findings; all is asked at once.
@@ -216,7 +213,7 @@ def check(
     ``answers`` are those of `functional.check` to ``prompts``. ``longest`` is the longest sequence in tokens that the
     engines take, when a prompt of that length is to be asked.
     """
-    asker = _Asker(url, model, timeout, api_key)
+    asker = _Asker(url, model, timeout)
     wanted = any(answer["kind"] == "chat" for answer in answers)
     with ThreadPoolExecutor(max_workers=3) as pool:
         asked = [pool.submit(asker.template, wanted)]

@@ -59,13 +59,13 @@ def percentile(values: Sequence[float], share: float) -> Optional[float]:
     return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
 
 
-def _one(url: str, body: Mapping[str, Any], timeout: float, api_key: Optional[str]) -> Dict[str, Any]:
+def _one(url: str, body: Mapping[str, Any], timeout: float) -> Dict[str, Any]:
     """Times of one streamed request: ``{ok, error, start, end, arrivals, prompt_tokens, completion_tokens}``."""
     record: Dict[str, Any] = {"ok": False, "error": None, "prompt_tokens": 0, "completion_tokens": 0, "arrivals": []}
     words = False
     record["start"] = start = time.monotonic()
     try:
-        for arrival, event in events(url, body, timeout=timeout, deadline=start + timeout, api_key=api_key):
+        for arrival, event in events(url, body, timeout=timeout, deadline=start + timeout):
             if event.get("choices"):
                 # A token may have no text of its own (half a character, a word that could become a stop string).
                 record["arrivals"].append(arrival)
@@ -104,9 +104,7 @@ class _Gauge:
             self._now -= 1
 
 
-def _load(
-    url: str, bodies: Sequence[Mapping[str, Any]], concurrency: int, timeout: float, api_key: Optional[str]
-) -> Dict[str, Any]:
+def _load(url: str, bodies: Sequence[Mapping[str, Any]], concurrency: int, timeout: float) -> Dict[str, Any]:
     """Send all requests, ``concurrency`` at a time: ``{"records", "seconds", "max_in_flight"}``."""
     waiting: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
     for body in bodies:
@@ -121,7 +119,7 @@ def _load(
             except queue.Empty:
                 return
             with gauge:
-                records.append(_one(url, body, timeout, api_key))
+                records.append(_one(url, body, timeout))
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(min(concurrency, len(bodies)))]
     start = time.monotonic()
@@ -212,14 +210,14 @@ def timelines(records: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
     ]
 
 
-def is_simulated(urls: Sequence[str], timeout: float = 5, api_key: Optional[str] = None) -> bool:
+def is_simulated(urls: Sequence[str], timeout: float = 5) -> bool:
     """Whether any version page says that its engine is a simulator, in its answer or by ``X-Ascent-Simulated``."""
-    return any(_simulated(url, timeout, api_key) for url in urls)
+    return any(_simulated(url, timeout) for url in urls)
 
 
-def _simulated(url: str, timeout: float, api_key: Optional[str]) -> bool:
+def _simulated(url: str, timeout: float) -> bool:
     try:
-        answer = request("GET", url, timeout=timeout, api_key=api_key)
+        answer = request("GET", url, timeout=timeout)
         if answer.headers.get("x-ascent-simulated"):
             return True
         value = answer.json()
@@ -243,7 +241,6 @@ def run(
     timeout: float = 600,
     slo: Optional[Mapping[str, float]] = None,
     simulated_urls: Sequence[str] = (),
-    api_key: Optional[str] = None,
     engines: Sequence[Mapping[str, Any]] = (),
 ) -> Dict[str, Any]:
     """Load the endpoint's completions: ``{"conditions", "simulated", "max_in_flight"}``, what `summarize` gives,
@@ -263,13 +260,13 @@ def run(
     address = url.rstrip("/") + "/v1/completions"
     words = input_tokens
     if warmup:
-        first = _load(address, bodies(prompts(warmup, input_tokens, seed)), concurrency, timeout, api_key)
+        first = _load(address, bodies(prompts(warmup, input_tokens, seed)), concurrency, timeout)
         counted = [record["prompt_tokens"] for record in first["records"] if record["ok"] and record["prompt_tokens"]]
         words = max(1, round(input_tokens * input_tokens * len(counted) / sum(counted))) if counted else words
     # Another seed than the warm-up's: nothing of these is in a prefix cache yet.
-    before = balance.read(engines, api_key=api_key)
-    measured = _load(address, bodies(prompts(requests, words, seed + 1)), concurrency, timeout, api_key)
-    shares = balance.judge(engines, before, balance.read(engines, api_key=api_key))
+    before = balance.read(engines)
+    measured = _load(address, bodies(prompts(requests, words, seed + 1)), concurrency, timeout)
+    shares = balance.judge(engines, before, balance.read(engines))
     return {
         "conditions": {
             "model": model,
@@ -281,7 +278,7 @@ def run(
             "warmup": warmup,
             "seed": seed,
         },
-        "simulated": is_simulated(simulated_urls, api_key=api_key),
+        "simulated": is_simulated(simulated_urls),
         "ranks": shares["ranks"],
         "findings": shares["findings"],
         "max_in_flight": measured["max_in_flight"],

@@ -6,7 +6,7 @@ is one of the commonest reasons for a health check that fails (fault D11).
 
 from __future__ import annotations
 
-__all__ = ["ClientError", "Response", "certificate_end", "events", "request", "use"]
+__all__ = ["OPTIONS", "ClientError", "Response", "certificate_end", "events", "request", "use"]
 
 import http.client
 import json
@@ -19,6 +19,13 @@ from urllib.parse import urlsplit
 from .access import key_of
 from .errors import AscentError
 
+#: The options by which modules take what `use` takes, for their ``argument_spec``.
+OPTIONS = {
+    "api_key": {"type": "str", "no_log": True},
+    "keys": {"type": "dict", "default": {}, "no_log": True},
+    "tls": {"type": "dict", "default": {}},
+}
+
 # An answer larger than this is no answer of an engine.
 _MAX_BODY = 64 * 1024 * 1024
 
@@ -27,17 +34,24 @@ class _Ways:
     """How this process asks servers: the keys to show, and whom to trust. A module sets it once, before it asks."""
 
     keys: Mapping[str, str] = {}
+    api_key: Optional[str] = None
     ca: Optional[str] = None
     name: Optional[str] = None
 
 
-def use(keys: Optional[Mapping[str, str]] = None, tls: Optional[Mapping[str, Any]] = None) -> None:
+def use(
+    keys: Optional[Mapping[str, str]] = None,
+    tls: Optional[Mapping[str, Any]] = None,
+    api_key: Optional[str] = None,
+) -> None:
     """Show ``keys`` (by origin, `access.server_keys`) from now on, and verify certificates as ``tls`` says.
 
+    ``api_key``: the one key for all servers, whatever ``keys`` has.
     ``tls``: ``{"ca": certificates in PEM that are trusted, "name": the name to look for}``. Without a ``ca`` the host's
     own store is trusted, without a ``name`` the one in the URL is looked for. Nothing turns the verification off.
     """
     _Ways.keys = dict(keys or {})
+    _Ways.api_key = api_key
     _Ways.ca = (tls or {}).get("ca") or None
     _Ways.name = (tls or {}).get("name") or None
 
@@ -103,7 +117,7 @@ def _open(
     url: str,
     body: Optional[Mapping[str, Any]],
     timeout: float,
-    api_key: Optional[str],
+    api_key: Optional[str] = None,
     more: Optional[Mapping[str, str]] = None,
 ) -> Tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
     try:
@@ -118,10 +132,10 @@ def _open(
         connection = _Verified(parts.hostname, port, timeout)
     else:
         connection = http.client.HTTPConnection(parts.hostname, port, timeout=timeout)
-    api_key = key_of(url, _Ways.keys) if api_key is None else api_key
+    key = next((one for one in (api_key, _Ways.api_key, key_of(url, _Ways.keys)) if one is not None), None)
     headers = {"Accept": "application/json, text/event-stream", "Connection": "close", **(more or {})}
-    if api_key:
-        headers["Authorization"] = f"Bearer {api_key}"
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
     data = None
     if body is not None:
         data = json.dumps(body).encode()
@@ -158,7 +172,7 @@ def request(
 ) -> Response:
     """One request and its whole answer, whatever its status. ``timeout`` in seconds bounds each wait for bytes.
 
-    ``headers`` are sent besides the client's own.
+    ``headers`` are sent besides the client's own. ``api_key`` is shown in place of what `use` was told; "" shows none.
 
     Raises ClientError when no whole answer came.
     """
@@ -181,7 +195,6 @@ def events(
     *,
     timeout: float = 30,
     deadline: Optional[float] = None,
-    api_key: Optional[str] = None,
 ) -> Iterator[Tuple[float, Dict[str, Any]]]:
     """The events of a streamed answer as ``(monotonic time of arrival, data)``, ending at ``[DONE]``.
 
@@ -189,7 +202,7 @@ def events(
     ClientError for a status other than 200, for an error event, and for a stream that ends without ``[DONE]``.
     """
     try:
-        connection, response = _open("POST", url, body, timeout, api_key)
+        connection, response = _open("POST", url, body, timeout)
         try:
             if response.status != 200:
                 text = response.read(2000).decode("utf-8", "replace")

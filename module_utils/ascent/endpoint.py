@@ -21,7 +21,7 @@ def _origin(headers: Mapping[str, str]) -> str:
     return f" (answered by a proxy: {'; '.join(named)})" if named else ""
 
 
-def check(endpoint: Mapping[str, Any], timeout: float = 10, api_key: Optional[str] = None) -> Dict[str, Any]:
+def check(endpoint: Mapping[str, Any], timeout: float = 10) -> Dict[str, Any]:
     """Look at one endpoint ``{name, host, url[, models_url][, version_url][, metrics_url]}``.
 
     Returns ``{name, host, url, ok, status, seconds, error, models, version, counters, certificate_end}``. ``ok`` wants
@@ -45,17 +45,17 @@ def check(endpoint: Mapping[str, Any], timeout: float = 10, api_key: Optional[st
     try:
         if str(endpoint["url"]).startswith("https:"):
             result["certificate_end"] = certificate_end(endpoint["url"], timeout)
-        answer = request("GET", endpoint["url"], timeout=timeout, api_key=api_key)
+        answer = request("GET", endpoint["url"], timeout=timeout)
         result.update(status=answer.status, seconds=round(answer.seconds, 4))
         if answer.status != 200:
             result["error"] = f"HTTP {answer.status}{_origin(answer.headers)}: {answer.text[:200]}".rstrip(": ")
             return result
         if endpoint.get("models_url"):
-            result["models"] = _models(endpoint["models_url"], timeout, api_key)
+            result["models"] = _models(endpoint["models_url"], timeout)
         if endpoint.get("version_url"):
-            result["version"] = _version(endpoint["version_url"], timeout, api_key)
+            result["version"] = _version(endpoint["version_url"], timeout)
         if endpoint.get("metrics_url"):
-            result["counters"] = _counters(endpoint["metrics_url"], timeout, api_key)
+            result["counters"] = _counters(endpoint["metrics_url"], timeout)
         result["ok"] = True
     except ClientError as error:
         result["error"] = str(error)
@@ -64,8 +64,8 @@ def check(endpoint: Mapping[str, Any], timeout: float = 10, api_key: Optional[st
     return result
 
 
-def _models(url: str, timeout: float, api_key: Optional[str]) -> List[str]:
-    answer = request("GET", url, timeout=timeout, api_key=api_key)
+def _models(url: str, timeout: float) -> List[str]:
+    answer = request("GET", url, timeout=timeout)
     if answer.status != 200:
         raise ClientError(f"{url}: HTTP {answer.status}{_origin(answer.headers)}", answer.status)
     try:
@@ -77,19 +77,19 @@ def _models(url: str, timeout: float, api_key: Optional[str]) -> List[str]:
     return names
 
 
-def _version(url: str, timeout: float, api_key: Optional[str]) -> Optional[str]:
+def _version(url: str, timeout: float) -> Optional[str]:
     """The version an engine names, None when it has no such page: old engines and routers lack it."""
     try:
-        value = request("GET", url, timeout=timeout, api_key=api_key).json()
+        value = request("GET", url, timeout=timeout).json()
     except ClientError:
         return None
     return str(value["version"]) if isinstance(value, dict) and "version" in value else None
 
 
-def _counters(url: str, timeout: float, api_key: Optional[str]) -> Optional[Dict[str, int]]:
+def _counters(url: str, timeout: float) -> Optional[Dict[str, int]]:
     """What the engine has counted since its start; None when it has no such page."""
     try:
-        answer = request("GET", url, timeout=timeout, api_key=api_key)
+        answer = request("GET", url, timeout=timeout)
     except ClientError:
         return None
     if answer.status != 200:
@@ -98,12 +98,10 @@ def _counters(url: str, timeout: float, api_key: Optional[str]) -> Optional[Dict
     return {short: int(found[name]) for short, name in metrics.COUNTERS.items() if name in found}
 
 
-def check_all(
-    endpoints: Iterable[Mapping[str, Any]], timeout: float = 10, api_key: Optional[str] = None
-) -> List[Dict[str, Any]]:
+def check_all(endpoints: Iterable[Mapping[str, Any]], timeout: float = 10) -> List[Dict[str, Any]]:
     """`check` of all endpoints at once, results in their order."""
     wanted = list(endpoints)
     if not wanted:
         return []
     with ThreadPoolExecutor(max_workers=min(_MAX_THREADS, len(wanted))) as pool:
-        return list(pool.map(lambda endpoint: check(endpoint, timeout, api_key), wanted))
+        return list(pool.map(lambda endpoint: check(endpoint, timeout), wanted))

@@ -6,7 +6,7 @@ __all__ = ["ask", "body_of", "check", "judge"]
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from . import access_check, answer_quality
 from .client import ClientError, events, request
@@ -43,9 +43,7 @@ def _text(choice: Mapping[str, Any]) -> str:
     return thoughts + (part.get("content") or choice.get("text") or "")
 
 
-def ask(
-    url: str, model: str, prompt: Mapping[str, Any], timeout: float, api_key: Optional[str] = None
-) -> Dict[str, Any]:
+def ask(url: str, model: str, prompt: Mapping[str, Any], timeout: float) -> Dict[str, Any]:
     """One prompt: first plain, then streamed and, at temperature 0, plain once more beside it.
 
     Returns ``{kind, prompt, status, model, text, finish, prompt_tokens, completion_tokens, streamed_text,
@@ -71,10 +69,10 @@ def ask(
         "error": None,
     }
     try:
-        answer.update(_plain(address, body, timeout, api_key))
+        answer.update(_plain(address, body, timeout))
         with ThreadPoolExecutor(max_workers=2) as pool:
-            streamed = pool.submit(_stream, address, body, timeout, api_key)
-            again = pool.submit(_plain, address, body, timeout, api_key) if prompt.get("temperature") == 0 else None
+            streamed = pool.submit(_stream, address, body, timeout)
+            again = pool.submit(_plain, address, body, timeout) if prompt.get("temperature") == 0 else None
         answer.update(streamed.result())
         answer["again"] = again.result()["text"] if again else None
     except ClientError as error:
@@ -82,8 +80,8 @@ def ask(
     return answer
 
 
-def _plain(address: str, body: Mapping[str, Any], timeout: float, api_key: Optional[str]) -> Dict[str, Any]:
-    response = request("POST", address, body, timeout=timeout, api_key=api_key)
+def _plain(address: str, body: Mapping[str, Any], timeout: float) -> Dict[str, Any]:
+    response = request("POST", address, body, timeout=timeout)
     if response.status != 200:
         via = response.headers.get("via")
         through = f" through proxy {via}" if via else ""
@@ -104,13 +102,11 @@ def _plain(address: str, body: Mapping[str, Any], timeout: float, api_key: Optio
         raise ClientError(f"answer without choices: {str(data)[:300]}", 200) from None
 
 
-def _stream(address: str, body: Mapping[str, Any], timeout: float, api_key: Optional[str]) -> Dict[str, Any]:
+def _stream(address: str, body: Mapping[str, Any], timeout: float) -> Dict[str, Any]:
     streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
     pieces: List[str] = []
     tokens = None
-    for _arrival, event in events(
-        address, streamed, timeout=timeout, deadline=time.monotonic() + timeout, api_key=api_key
-    ):
+    for _arrival, event in events(address, streamed, timeout=timeout, deadline=time.monotonic() + timeout):
         try:
             piece = _text(event["choices"][0]) if event.get("choices") else ""
         except (AttributeError, TypeError):
@@ -299,13 +295,11 @@ def _sameness(prompt: Mapping[str, Any], asked: str, answer: Mapping[str, Any]) 
     ]
 
 
-def check(
-    url: str, model: str, prompts: Sequence[Mapping[str, Any]], timeout: float = 300, api_key: Optional[str] = None
-) -> Dict[str, Any]:
+def check(url: str, model: str, prompts: Sequence[Mapping[str, Any]], timeout: float = 300) -> Dict[str, Any]:
     """All prompts at once: ``{"answers": [...], "findings": [...]}``; ``timeout`` in seconds for each answer."""
     if not prompts:
         return {"answers": [], "findings": []}
     with ThreadPoolExecutor(max_workers=min(_MAX_THREADS, len(prompts))) as pool:
-        answers = list(pool.map(lambda prompt: ask(url, model, prompt, timeout, api_key), prompts))
+        answers = list(pool.map(lambda prompt: ask(url, model, prompt, timeout), prompts))
     findings = [item for prompt, answer in zip(prompts, answers) for item in judge(prompt, answer, model)]
     return {"answers": answers, "findings": findings}

@@ -15,15 +15,13 @@ from .client import ClientError, request
 _KINDS = 5
 
 
-def ask(targets: Sequence[Mapping[str, str]], timeout: float, api_key: Optional[str] = None) -> Optional[str]:
+def ask(targets: Sequence[Mapping[str, str]], timeout: float) -> Optional[str]:
     """None when one of the ``targets`` (``{"url", "model"}``) answers with a token, else why the last one does not."""
     error: Optional[str] = "nobody was asked"
     for target in targets:
         body = {"model": target["model"], "prompt": "Count from 1 to 9:", "max_tokens": 1, "temperature": 0}
         try:
-            answer = request(
-                "POST", f"{target['url'].rstrip('/')}/v1/completions", body, timeout=timeout, api_key=api_key
-            )
+            answer = request("POST", f"{target['url'].rstrip('/')}/v1/completions", body, timeout=timeout)
             if answer.status != 200:
                 error = f"HTTP {answer.status}"
                 continue
@@ -46,7 +44,6 @@ def run(
     interval: float,
     timeout: float,
     most: float,
-    api_key: Optional[str] = None,
     now: Callable[[], float] = time.time,
     pause: Callable[[float], None] = time.sleep,
 ) -> None:
@@ -58,7 +55,7 @@ def run(
     with open(path, "w", encoding="utf-8") as stream:
         while not os.path.exists(stop) and now() - began < most:
             start = now()
-            error = ask(targets, timeout, api_key)
+            error = ask(targets, timeout)
             stream.write(json.dumps([start, now(), error]) + "\n")
             stream.flush()
             pause(max(0.0, interval - (now() - start)))

@@ -91,7 +91,6 @@ def check(
     model: str,
     engines: Sequence[Mapping[str, Any]],
     timeout: float = 300,
-    api_key: Optional[str] = None,
     prompt: Optional[Mapping[str, Any]] = None,
 ) -> Dict[str, Any]:
     """Send loads, compare the engines' counters from before and after, and ask every rank: ``{"findings", "traffic"}``.
@@ -104,21 +103,21 @@ def check(
     entries = list(dict.fromkeys(str(engine.get("entry") or url) for engine in engines))
     share = min(_MOST, max(_LEAST, 2 * sum(int(engine["ranks"]) for engine in engines) // len(entries)))
     room = min((int(engine["max_model_len"]) for engine in engines if engine["max_model_len"]), default=None)
-    before = _counters(engines, timeout, api_key)
+    before = _counters(engines, timeout)
     errors: List[str] = []
     after = before
     for _round in range(ROUNDS):
         mark = f"Record {secrets.token_hex(4)}. "
         for entry in entries:
-            errors += _load(entry, model, prompts(share, room, mark), timeout, api_key)
-        after = _counters(engines, timeout, api_key)
+            errors += _load(entry, model, prompts(share, room, mark), timeout)
+        after = _counters(engines, timeout)
         late = time.monotonic() + _LATE_SECONDS
         while not errors and _unproven(engines, before, after) and time.monotonic() < late:
             time.sleep(_LOOK_SECONDS)
-            after = _counters(engines, timeout, api_key)
+            after = _counters(engines, timeout)
         if errors or not _unproven(engines, before, after):
             break
-    asked = _ask_ranks(model, engines, prompt or {"prompt": "Count from 1 to 9:"}, timeout, api_key)
+    asked = _ask_ranks(model, engines, prompt or {"prompt": "Count from 1 to 9:"}, timeout)
     told = judge(engines, before, after, errors, share * len(entries), asked)
     told["findings"] += judge_ranks(asked)
     return told
@@ -132,25 +131,23 @@ def _unproven(
     return any(item["severity"] != "info" for item in worst)
 
 
-def _load(url: str, model: str, texts: Sequence[str], timeout: float, api_key: Optional[str]) -> List[str]:
+def _load(url: str, model: str, texts: Sequence[str], timeout: float) -> List[str]:
     """What went wrong with requests sent all at once."""
 
     def one(text: str) -> Optional[str]:
         body = {"model": model, "prompt": text, "max_tokens": 16, "temperature": 0}
-        answer = _one(f"{url.rstrip('/')}/v1/completions", body, timeout, api_key)
+        answer = _one(f"{url.rstrip('/')}/v1/completions", body, timeout)
         return answer["error"] or None
 
     with ThreadPoolExecutor(max_workers=len(texts)) as pool:
         return [error for error in pool.map(one, texts) if error]
 
 
-def _one(
-    url: str, body: Mapping[str, Any], timeout: float, api_key: Optional[str], rank: Optional[int] = None
-) -> Dict[str, Any]:
+def _one(url: str, body: Mapping[str, Any], timeout: float, rank: Optional[int] = None) -> Dict[str, Any]:
     """``{"status", "text", "error"}`` of one completion; ``error`` is empty for one with words."""
     headers = {} if rank is None else {_RANK_HEADER: str(rank)}
     try:
-        answer = request("POST", url, body, timeout=timeout, api_key=api_key, headers=headers)
+        answer = request("POST", url, body, timeout=timeout, headers=headers)
         if answer.status != 200:
             return {"status": answer.status, "text": "", "error": f"HTTP {answer.status}: {answer.text[:300]}"}
         text = str(answer.json()["choices"][0]["text"])
@@ -160,7 +157,7 @@ def _one(
 
 
 def _ask_ranks(
-    model: str, engines: Sequence[Mapping[str, Any]], prompt: Mapping[str, Any], timeout: float, api_key: Optional[str]
+    model: str, engines: Sequence[Mapping[str, Any]], prompt: Mapping[str, Any], timeout: float
 ) -> List[Dict[str, Any]]:
     """Every rank asked by itself, all at once: ``[{"engine", "role", "rank", "host", "status", "text", "error"}]``."""
     places = [(engine, rank) for engine in engines for rank in range(int(engine["ranks"]))]
@@ -172,7 +169,7 @@ def _ask_ranks(
         body = {"model": model, "prompt": prompt["prompt"], "max_tokens": tokens, "temperature": 0}
         url = engine["metrics_url"].rpartition("/metrics")[0]
         hosts = engine.get("hosts") or []
-        asked = _one(f"{url}/v1/completions", body, timeout, api_key, rank if int(engine["ranks"]) > 1 else None)
+        asked = _one(f"{url}/v1/completions", body, timeout, rank if int(engine["ranks"]) > 1 else None)
         return {
             "engine": engine["name"],
             "role": engine["role"],
@@ -246,19 +243,17 @@ def judge_ranks(asked: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
     return found
 
 
-def _counters(
-    engines: Sequence[Mapping[str, Any]], timeout: float, api_key: Optional[str]
-) -> Dict[str, Optional[Counts]]:
+def _counters(engines: Sequence[Mapping[str, Any]], timeout: float) -> Dict[str, Optional[Counts]]:
     """`scrape` of each engine by name; None where there is no such page."""
     found: Dict[str, Optional[Counts]] = {}
     for engine in engines:
-        found[engine["name"]] = _page(engine["metrics_url"], timeout, api_key)
+        found[engine["name"]] = _page(engine["metrics_url"], timeout)
     return found
 
 
-def _page(url: str, timeout: float, api_key: Optional[str]) -> Optional[Counts]:
+def _page(url: str, timeout: float) -> Optional[Counts]:
     try:
-        answer = request("GET", url, timeout=min(timeout, 30), api_key=api_key)
+        answer = request("GET", url, timeout=min(timeout, 30))
     except ClientError:
         return None
     return scrape(answer.text) if answer.status == 200 else None

@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import reference_page
+
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "docs" / "reference" / "detection.md"
 MEASURED = ROOT / "tests" / "diagnosis" / "measured.json"
@@ -109,14 +111,7 @@ def _how(case: Any) -> str:
 def main() -> int:
     """Write or check the page."""
     sys.path[:0] = [str(ROOT), str(ROOT / "module_utils"), str(ROOT / "plugins" / "plugin_utils")]
-    wanted = document()
-    if "--check" in sys.argv[1:]:
-        if TARGET.exists() and TARGET.read_text(encoding="utf-8") == wanted:
-            return 0
-        print(f"{TARGET.relative_to(ROOT)} is out of date: python tools/detection_reference.py", file=sys.stderr)
-        return 1
-    TARGET.write_text(wanted, encoding="utf-8")
-    return 0
+    return reference_page.keep(TARGET, document(), sys.argv[1:])
 
 
 if __name__ == "__main__":

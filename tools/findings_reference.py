@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import reference_page
+
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "docs" / "reference" / "findings.md"
 
@@ -120,15 +122,9 @@ def _checks(entries: list[dict[str, Any]]) -> list[str]:
 
 
 def main() -> int:
-    text = document()
-    if "--check" in sys.argv[1:]:
-        if TARGET.read_text(encoding="utf-8") == text:
-            return 0
-        print(f"{TARGET.relative_to(ROOT)} is out of date; run python tools/findings_reference.py", file=sys.stderr)
-        return 1
-    TARGET.write_text(text, encoding="utf-8")
-    return 0
+    """Write or check the page."""
+    return reference_page.keep(TARGET, document(), sys.argv[1:])
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

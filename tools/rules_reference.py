@@ -10,6 +10,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import reference_page
+
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "docs" / "reference" / "rules.md"
 
@@ -107,14 +109,7 @@ def _natural(row: str) -> tuple[str, int]:
 
 def main() -> int:
     """Write or check the page."""
-    text = document()
-    if "--check" not in sys.argv[1:]:
-        TARGET.write_text(text, encoding="utf-8")
-        return 0
-    if TARGET.exists() and TARGET.read_text(encoding="utf-8") == text:
-        return 0
-    print(f"{TARGET.relative_to(ROOT)} is out of date; run python tools/rules_reference.py", file=sys.stderr)
-    return 1
+    return reference_page.keep(TARGET, document(), sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import reference_page
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,15 +82,9 @@ def document() -> str:
 
 
 def main() -> int:
-    text = document()
-    if "--check" in sys.argv[1:]:
-        if TARGET.is_file() and TARGET.read_text(encoding="utf-8") == text:
-            return 0
-        print(f"{TARGET.relative_to(ROOT)} is out of date; run python tools/verify_reference.py", file=sys.stderr)
-        return 1
-    TARGET.write_text(text, encoding="utf-8")
-    return 0
+    """Write or check the page."""
+    return reference_page.keep(TARGET, document(), sys.argv[1:])
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -73,10 +73,9 @@ missing_python:
   elements: str
 """
 
-import importlib.util
 import json
 
-from ansible.module_utils.ascent import engine_config
+from ansible.module_utils.ascent import engine_config, host_facts
 from ansible.module_utils.ascent.errors import AscentError, ToolError
 from ansible.module_utils.ascent.files import Tree
 from ansible.module_utils.basic import AnsibleModule
@@ -172,11 +171,9 @@ def main() -> None:
         "findings": [],
         "steps": [],
         "restart_required": False,
-        "missing_python": [],
+        "missing_python": host_facts.missing_python(),
         "diff": [],
     }
-    if importlib.util.find_spec("requests") is None:
-        result["missing_python"] = ["requests"]
     tree = Tree(ROOT)
     try:
         observed = observe(module, tree)

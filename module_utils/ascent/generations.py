@@ -3,10 +3,12 @@
 A manifest is what one host knows of one generation::
 
     {"number": 3, "plan_hash": "…", "recipe": "…", "image": "…", "digest": "sha256:…",
-     "images": {"…": "sha256:…"}, "created": "2026-01-31T12:00:00Z",
+     "images": {"…": "sha256:…"}, "created": "2026-01-31T12:00:00Z", "boot_id": "…",
      "processes": {"prefill-0-head": {"definition": "…", "since": 2}}}
 
 ``images`` has the digest of every image that the plan's processes run; ``image`` and ``digest`` are the engine's.
+
+``boot_id`` is that of the host when the generation was written: another one now says that it was started again since.
 
 ``since`` is the generation in which the process last changed. Its container mounts that generation's script, so a new
 generation leaves an unchanged process running.
@@ -110,12 +112,16 @@ def manifest(
     digests: Digests,
     decision: Mapping[str, Any],
     host: str,
-    state: Optional[Mapping[str, Any]],
+    node: Optional[Mapping[str, Any]],
     now: str,
 ) -> Dict[str, Any]:
-    """The manifest that ``host`` gets; one that is there keeps its ``created`` time. ``now`` is ISO 8601, UTC."""
+    """The manifest that ``host`` gets, whose ``ascent_node`` facts are ``node``. ``now`` is ISO 8601, UTC.
+
+    One that is there keeps its ``created`` and its ``boot_id``.
+    """
     number = decision["number"]
-    created = next((entry["created"] for entry in _generations(state) if entry["number"] == number), now)
+    there = next((one for one in _generations((node or {}).get("state")) if one["number"] == number), {})
+    boot_id = ((node or {}).get("system") or {}).get("boot_id")
     mine = {process["name"] for process in plan["processes"] if process["host"] == host}
     return {
         "number": number,
@@ -124,7 +130,8 @@ def manifest(
         "image": plan["engine"]["image"],
         "digest": digests.get(plan["engine"]["image"]),
         "images": _locked(plan, digests),
-        "created": created,
+        "created": there.get("created", now),
+        "boot_id": there.get("boot_id", boot_id),
         "processes": {name: entry for name, entry in decision["processes"].items() if name in mine},
     }
 

@@ -1,8 +1,18 @@
-"""Which processes hold listening ports and device files, and in which container each of them runs."""
+"""Which processes hold listening ports and device files, and in which container or unit each of them runs."""
 
 from __future__ import annotations
 
-__all__ = ["Scan", "container_names", "container_of", "describe", "everywhere", "is_device", "listening", "scan"]
+__all__ = [
+    "Scan",
+    "container_names",
+    "container_of",
+    "describe",
+    "everywhere",
+    "is_device",
+    "listening",
+    "scan",
+    "unit_of",
+]
 
 import os
 import re
@@ -17,6 +27,7 @@ _DEVICE = re.compile(r"/dev/davinci([0-9]+)\Z")
 #: Whoever has one of these open uses the driver.
 _DRIVER = re.compile(r"/dev/(?:davinci(?:[0-9]+|_manager)|devmm_svm|hisi_hdc)\Z")
 _CONTAINER = re.compile(r"\b([0-9a-f]{64})\b")
+_UNIT = re.compile(r"/([^/\n]+\.service)(?:/|$)", re.M)
 #: Of a command line as many characters are kept.
 _COMMAND = 120
 
@@ -99,7 +110,10 @@ def scan(node: Node, inodes: Iterable[int], programs: Iterable[str] = ()) -> Sca
 
 
 def describe(node: Node, pids: Iterable[int]) -> Dict[str, Dict[str, Optional[str]]]:
-    """``{pid: {"command", "container"}}``: the command line, and the id of its container, None for the host."""
+    """``{pid: {"command", "container", "unit"}}``: the command line, the id of its container, its unit of systemd.
+
+    ``container`` and ``unit`` are None for a process that is in none; the unit of a container's process is not told.
+    """
     found = {}
     for pid in sorted(set(pids)):
         words = (node.text(f"/proc/{pid}/cmdline") or "").replace("\0", " ").strip()
@@ -107,6 +121,7 @@ def describe(node: Node, pids: Iterable[int]) -> Dict[str, Dict[str, Optional[st
         found[str(pid)] = {
             "command": command[:_COMMAND] if command else None,
             "container": container_of(node, pid),
+            "unit": unit_of(node, pid),
         }
     return found
 
@@ -114,6 +129,13 @@ def describe(node: Node, pids: Iterable[int]) -> Dict[str, Dict[str, Optional[st
 def container_of(node: Node, pid: int) -> Optional[str]:
     """The id of a process's container; None for a process of the host."""
     match = _CONTAINER.search(node.text(f"/proc/{pid}/cgroup") or "")
+    return match.group(1) if match else None
+
+
+def unit_of(node: Node, pid: int) -> Optional[str]:
+    """The service that systemd runs a process in; None for a process of a login or of a container."""
+    text = node.text(f"/proc/{pid}/cgroup") or ""
+    match = None if _CONTAINER.search(text) else _UNIT.search(text)
     return match.group(1) if match else None
 
 

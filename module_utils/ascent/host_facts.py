@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
-__all__ = ["cgroup", "filters", "hugepages_mb", "limits", "names", "nics", "selinux", "service_user"]
+__all__ = [
+    "booted",
+    "cgroup",
+    "filters",
+    "hugepages_mb",
+    "limits",
+    "missing_python",
+    "names",
+    "nics",
+    "selinux",
+    "service_user",
+]
 
+import importlib.util
+import os
 import queue
 import re
 import socket
@@ -28,6 +41,25 @@ def _ask(name: str) -> List[str]:
         return sorted({str(entry[4][0]) for entry in socket.getaddrinfo(name, None)})
     except OSError:
         return []
+
+
+def booted(node: Node, now: Callable[[], float] = time.time) -> Optional[float]:
+    """When the host started, by its own clock in seconds since the epoch: the start of its first process.
+
+    That is also right for a host that is itself a container. None where /proc does not say.
+    """
+    # The second word of stat is a name in parentheses, which may have blanks; the start is the 22nd, in ticks.
+    words = (node.text("/proc/1/stat") or "").rpartition(")")[2].split()
+    uptime = (node.text("/proc/uptime") or "").split()
+    try:
+        return now() - (float(uptime[0]) - int(words[19]) / os.sysconf("SC_CLK_TCK"))
+    except (IndexError, ValueError):
+        return None
+
+
+def missing_python() -> List[str]:
+    """What Ansible's Docker modules need of this interpreter and do not find."""
+    return [] if importlib.util.find_spec("requests") else ["requests"]
 
 
 def names(

@@ -227,6 +227,7 @@ def _system(node: Node, sysctls: Iterable[str], peers: Sequence[str], scan: hold
         "machine": name.machine,
         "boot_id": boot_id.strip() if boot_id else None,
         "time": time.time(),
+        "booted": host_facts.booted(node),
         "memory_mb": memory["MemTotal"] // 1024 if "MemTotal" in memory else None,
         "memory_available_mb": memory["MemAvailable"] // 1024 if "MemAvailable" in memory else None,
         "hugepages_mb": host_facts.hugepages_mb(memory, node.text("/proc/meminfo")),
@@ -463,6 +464,13 @@ def _gpu(node: Node) -> Optional[Dict[str, Any]]:
 # -- container engine --------------------------------------------------------------------------------------------------
 
 
+def _published(data: Mapping[str, Any]) -> List[int]:
+    """The host's ports that lead into a container."""
+    bindings = (data.get("HostConfig") or {}).get("PortBindings") or {}
+    ports = (str(one.get("HostPort")) for some in bindings.values() for one in some or ())
+    return sorted({int(port) for port in ports if port.isdigit()})
+
+
 def _container(data: Mapping[str, Any]) -> Dict[str, Any]:
     """One entry of ``docker inspect``, cut down to what judging needs."""
     state = data.get("State") or {}
@@ -476,6 +484,7 @@ def _container(data: Mapping[str, Any]) -> Dict[str, Any]:
         "image": config.get("Image"),
         "image_id": data.get("Image"),
         "labels": config.get("Labels") or {},
+        "published": _published(data),
         "started_at": state.get("StartedAt"),
         "restarts": data.get("RestartCount"),
     }
@@ -489,6 +498,7 @@ def _container_engine(node: Node, program: str, cluster: str) -> Dict[str, Any]:
         "images": [],
         "containers": [],
         "others": [],
+        "missing_python": host_facts.missing_python(),
         "error": None,
     }
     code, out, err = node.run(program, "version", "--format", "{{.Server.Version}}")

@@ -37,6 +37,7 @@ def judge(
             found += _drift(plan, host, node, files.get(host, {}), digests)
             found += [_edited_unit(plan, host, path) for path in (edited or {}).get(host, ())]
             found += _open_ports(plan, host, node)
+            found += _started_again(plan, host, node)
     rows = [_row(plan, process, nodes.get(process["host"]), endpoints) for process in plan["processes"]]
     running = sum(row[3] == "running" for row in rows)
     return {
@@ -45,6 +46,12 @@ def judge(
         "record": {"processes.json": [dict(zip(_COLUMNS, row)) for row in rows]},
         "metrics": {"status": {"processes": len(rows), "running": running, "drift": len(found)}},
     }
+
+
+def _manifest(node: Mapping[str, Any]) -> Optional[Mapping[str, Any]]:
+    """What a node knows of its current generation."""
+    state = node.get("state") or {}
+    return next((one for one in state.get("generations") or () if one["number"] == state.get("current")), None)
 
 
 def _drift(
@@ -57,8 +64,7 @@ def _drift(
     """What somebody changed on a host since the launch."""
     state = node.get("state") or {}
     current = state.get("current")
-    manifest = next((one for one in state.get("generations") or () if one["number"] == current), None) or {}
-    definitions = manifest.get("processes") or {}
+    definitions = (_manifest(node) or {}).get("processes") or {}
     again = f"ansible-playbook deploy.yml -l {plan['cluster']} --tags launch"
     # A process that did not change mounts the script of an earlier generation: the same text at another place.
     wanted = {f"{current}/{name}": digest for name, digest in files.items()}
@@ -116,6 +122,31 @@ def _drift(
                 cause="A launch was interrupted, or somebody replaced the container.",
                 fix=again,
             )
+
+
+def _started_again(plan: Mapping[str, Any], host: str, node: Mapping[str, Any]) -> Iterator[Dict[str, Any]]:
+    """Whether the host lost its power, or was rebooted, since its generation was written."""
+    system = node.get("system") or {}
+    before, now = (_manifest(node) or {}).get("boot_id"), system.get("boot_id")
+    if not before or not now or before == now:
+        return
+    mine = {process["name"] for process in plan["processes"] if process["host"] == host}
+    there = generations.running_of(node)
+    back = mine & {one["labels"].get("ascent.process") for one in there if one["state"] == "running"}
+    ago = f"it started {_span(system['time'] - system['booted'])} ago, " if system.get("booted") else ""
+    yield finding(
+        "host-started-again",
+        "info",
+        f"{host} was rebooted, or lost its power, since it was launched;"
+        f" {len(back)} of its {len(mine)} processes came back by themselves",
+        host=host,
+        evidence=f"{ago}boot {now[:8]}; generation {(node.get('state') or {}).get('current')} was written in boot"
+        f" {before[:8]}",
+        cause="Containers and units of a cluster start with their host.",
+        fix="Nothing to do."
+        if back == mine
+        else f"ansible-playbook deploy.yml -l {plan['cluster']} --tags launch,check starts the others.",
+    )
 
 
 def _edited_unit(plan: Mapping[str, Any], host: str, path: str) -> Dict[str, Any]:
@@ -199,9 +230,12 @@ def _uptime(started: Any, system: Optional[Mapping[str, Any]]) -> str:
     except ValueError:
         return "-"
     now = (system or {}).get("time")
-    if now is None:
-        return "-"
-    seconds = max(0, int(float(now) - begun))
+    return "-" if now is None else _span(float(now) - begun)
+
+
+def _span(seconds: float) -> str:
+    """Seconds in the two largest units."""
+    seconds = max(0, int(seconds))
     for size, unit, smaller, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if seconds >= size:
             return f"{seconds // size} {unit} {seconds % size // smaller} {small}"

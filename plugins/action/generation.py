@@ -38,7 +38,7 @@ class ActionModule(ActionBase):
         secrets = access.fingerprints(plan, access_settings.read(self._templar, task_vars).engine_key)
         decision = generations.decide(plan, digests, states, secrets)
         manifest = generations.manifest(
-            plan, digests, decision, host, states[host], datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            plan, digests, decision, host, nodes[host], datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         )
         result.update(
             self._execute_module(

@@ -32,9 +32,10 @@ def decide(a_plan: dict, digest: str | None, states: dict) -> dict:
 def after(a_plan: dict, digest: str | None, states: dict) -> dict:
     """The hosts' state once a run with this plan is through."""
     decision = decide(a_plan, digest, states)
+    nodes = {host: {"state": state, "system": {"boot_id": "b1"}} for host, state in states.items()}
     new = {}
     for host in ("a3-01", "a3-02"):
-        entry = generations.manifest(a_plan, {IMAGE: digest}, decision, host, states.get(host), "2026-01-31T12:00:00Z")
+        entry = generations.manifest(a_plan, {IMAGE: digest}, decision, host, nodes.get(host), "2026-01-31T12:00:00Z")
         old = [e for e in (states.get(host) or {"generations": []})["generations"] if e["number"] != entry["number"]]
         new[host] = {"current": entry["number"], "generations": [*old, entry]}
     return new
@@ -93,6 +94,16 @@ def test_the_newest_lock_of_an_image_is_found(image: str, digest: str | None) ->
     assert generations.locked_digest(image, [*states.values(), None]) == digest
 
 
+def test_a_manifest_keeps_the_boot_in_which_it_was_written() -> None:
+    first = after(plan(), "sha256:1", NOTHING)
+    (entry,) = first["a3-01"]["generations"]
+    assert entry["boot_id"] == "b1"
+    node = {"state": first["a3-01"], "system": {"boot_id": "b2"}}
+    decision = decide(plan(), "sha256:1", first)
+    again = generations.manifest(plan(), {IMAGE: "sha256:1"}, decision, "a3-01", node, "2026-02-01T12:00:00Z")
+    assert again == entry, "written again, it does not differ"
+
+
 def test_each_image_of_a_plan_is_locked_and_changes_its_own_processes() -> None:
     both = plan()
     both["processes"][1]["container"]["image"] = "example.org/router:v1"
@@ -106,6 +117,7 @@ def test_each_image_of_a_plan_is_locked_and_changes_its_own_processes() -> None:
     decision = generations.decide(both, digests, NOTHING)
     entry = generations.manifest(both, digests, decision, "a3-01", None, "2026-01-31T12:00:00Z")
     assert (entry["image"], entry["digest"]) == (IMAGE, "sha256:1")
+    assert entry["boot_id"] is None, "not known of a node that was not read"
     assert entry["images"] == {IMAGE: "sha256:1", "example.org/router:v1": "sha256:r"}
     states = {host: {"current": 1, "generations": [{**entry, "processes": decision["processes"]}]} for host in NOTHING}
     assert generations.locked_digest("example.org/router:v1", states.values()) == "sha256:r"

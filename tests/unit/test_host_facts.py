@@ -132,6 +132,15 @@ def test_limits_cgroups_and_huge_pages(tmp_path):
     assert host_facts.hugepages_mb({}, None) == 0
 
 
+def test_a_host_started_with_its_first_process(tmp_path):
+    ticks = os.sysconf("SC_CLK_TCK")
+    words = ["S", *["0"] * 18, str(600 * ticks), *["0"] * 30]
+    put(tmp_path, {"/proc/1/stat": f"1 (systemd (x) y) {' '.join(words)}\n", "/proc/uptime": "1000.5 4000.0\n"})
+    assert host_facts.booted(host(tmp_path), lambda: 5000.0) == 5000 - 400.5
+    put(tmp_path, {"/proc/1/stat": "1 (systemd) S\n"})
+    assert host_facts.booted(host(tmp_path)) is None
+
+
 # -- holders -----------------------------------------------------------------------------------------------------------
 
 
@@ -140,16 +149,17 @@ def test_sockets_and_devices_lead_to_their_processes(tmp_path):
     process(tmp_path, 41, command_line="python3 -m http.server 8000", opens=["socket:[7001]", "/etc/passwd"])
     process(tmp_path, 42, command_line="vllm serve m", opens=["/dev/davinci3", "/dev/davinci_manager"], container=ID)
     process(tmp_path, 43, command_line="containerd", comm="containerd", opens=["socket:[7002]"])
+    put(tmp_path, {"/proc/41/cgroup": "0::/system.slice/web.service\n"})
     reader = host(tmp_path, {"docker ps": (0, f"{ID} old-run\n", "")})
     sockets = holders.listening(reader.text("/proc/net/tcp"), None)
     assert sockets == {8000: [7001]}
     scan = holders.scan(reader, [7001], ["containerd"])
     assert scan == holders.Scan({7001: 41}, {3: [42]}, [42], {"containerd": 43})
     processes = holders.describe(reader, [41, 42, 99])
-    assert processes["41"] == {"command": "python3 -m http.server 8000", "container": None}
-    assert processes["99"] == {"command": None, "container": None}
+    assert processes["41"] == {"command": "python3 -m http.server 8000", "container": None, "unit": "web.service"}
+    assert processes["99"] == {"command": None, "container": None, "unit": None}
     holders.container_names(reader, "docker", processes)
-    assert processes["42"] == {"command": "vllm serve m", "container": "old-run"}
+    assert processes["42"] == {"command": "vllm serve m", "container": "old-run", "unit": None}
     # Without an engine that answers, the start of the id has to do.
     processes["42"]["container"] = ID
     holders.container_names(host(tmp_path), "docker", processes)

@@ -199,6 +199,18 @@ def test_a_port_that_somebody_took_beside_what_runs_is_named(plan, nodes):
     assert found(plan, nodes)[0] == [], "nobody knows who holds it"
 
 
+def test_a_port_that_a_container_of_ours_publishes_is_ours(plan, nodes):
+    port, one = api_port(plan, "n001"), nodes["n001"]
+    mine = {"name": "ascent-c-head", "state": "running", "labels": {}, "published": [port]}
+    one["container_engine"]["containers"] = [mine]
+    one["network"].update(listening=[port], owners={str(port): 4711})
+    proxy = {"command": f"/usr/bin/docker-proxy -proto tcp -host-port {port}", "container": None}
+    one["processes"]["4711"] = {**proxy, "unit": "docker.service"}
+    assert found(plan, nodes)[0] == []
+    mine["published"] = []
+    assert found(plan, nodes)[0] == [("D01", "error", "n001")]
+
+
 def test_an_interface_without_link_is_no_way_out(plan, nodes):
     nic = plan["hosts"]["n001"]["nic"]
     nodes["n001"]["network"]["nics"][nic]["state"] = "unknown"
@@ -255,6 +267,39 @@ def test_leftover_processes_are_named_with_command_and_container(plan, nodes):
     one["npu"]["holders"] = {"3": [7]}
     told, first = found(plan, nodes)
     assert "device 3: 40000 MB, open in pid 7 (vllm serve /models/old) in container old-run" in first["evidence"]
+
+
+def test_a_stranger_on_a_device_is_named_while_the_cluster_runs(plan, nodes):
+    one = nodes["n001"]
+    one["container_engine"]["containers"] = [{"name": "ascent-c-head", "state": "running", "labels": {}}]
+    one["units"] = {"units": [{"name": "ascent-c-rank.service", "state": "running", "labels": {}}]}
+    users = [{"npu_id": 1, "chip_id": 1, "pid": pid, "name": "python", "memory_mb": 9} for pid in (7, 8, 9)]
+    one["npu"]["info"]["processes"] = users
+    one["processes"]["7"] = {"command": "vllm", "container": "ascent-c-head", "unit": None}
+    one["processes"]["8"] = {"command": "vllm", "container": None, "unit": "ascent-c-rank.service"}
+    assert found(plan, nodes)[0] == [], "9 is hidden from us, and the cluster runs"
+    one["processes"]["9"] = {"command": "jupyter", "container": None, "unit": "jupyter.service"}
+    told, first = found(plan, nodes)
+    assert told == [("A03", "error", "n001")]
+    assert first["evidence"] == "device 3: pid 9 (jupyter) in unit jupyter.service"
+
+
+def test_a_launch_by_itself_is_told_what_would_fail_half_way(plan, nodes):
+    assert preflight.before_launch(plan, nodes, provisioned=False) == []
+    nodes["n000"]["container_engine"].update(installed=False, running=False, error="docker: not found")
+    nodes["n001"]["container_engine"]["missing_python"] = ["requests"]
+    nodes["n002"]["npu"]["info"]["processes"] = [{"npu_id": 0, "chip_id": 0, "pid": 7, "name": "x", "memory_mb": 9}]
+    told = preflight.before_launch(plan, nodes, provisioned=False)
+    assert [(one["id"], one["host"]) for one in told] == [
+        ("container-engine", "n000"),
+        ("container-engine", "n001"),
+        ("A03", "n002"),
+    ]
+    assert {(one["stage"], one["severity"]) for one in told} == {("launch", "error")}
+    assert all("--tags provision,launch" in one["fix"] for one in told[:2])
+    assert "lack the Python module requests" in told[1]["summary"]
+    (last,) = preflight.before_launch(plan, {**nodes, "n000": None}, provisioned=True)
+    assert last["id"] == "A03"
 
 
 def test_a_lost_chip_is_told_with_what_the_bus_shows(plan, nodes):

@@ -44,7 +44,7 @@ UP = [
 def node(name: str, digest: str) -> dict[str, Any]:
     """A node on which one process has run unchanged since generation 1; 2 is current."""
     return {
-        "system": {"time": 1767229200.0},
+        "system": {"time": 1767229200.0, "booted": 1767225500.0, "boot_id": "b2"},
         "container_engine": {
             "running": True,
             "containers": [
@@ -61,7 +61,7 @@ def node(name: str, digest: str) -> dict[str, Any]:
         },
         "state": {
             "current": 2,
-            "generations": [{"number": 2, "processes": {name: {"definition": "d", "since": 1}}}],
+            "generations": [{"number": 2, "boot_id": "b2", "processes": {name: {"definition": "d", "since": 1}}}],
             "files": {"2/plan.json": "pp", f"2/{name}.sh": digest, f"1/{name}.sh": digest},
         },
     }
@@ -184,3 +184,19 @@ def test_ports_of_engines_among_themselves_are_no_warning(routed: Any) -> None:
 def test_without_a_router_the_api_is_meant_to_be_reached(nodes: dict[str, Any]) -> None:
     nodes["n1"]["network"] = {"everywhere": [8000]}
     assert open_ports({**PLAN, "endpoint": None}, nodes) == []
+
+
+def test_a_host_that_was_started_again_says_what_came_back(nodes: dict[str, Any]) -> None:
+    nodes["n1"]["state"]["generations"][0]["boot_id"] = "b1"
+    (told,) = judge(nodes)["findings"]
+    assert (told["id"], told["severity"], told["host"]) == ("host-started-again", "info", "n1")
+    assert "1 of its 1 processes came back" in told["summary"]
+    assert told["evidence"].startswith("it started 1 h 1 min ago, boot b2; generation 2 was written in boot b1")
+    assert told["fix"] == "Nothing to do."
+    nodes["n1"]["container_engine"]["containers"][0]["state"] = "exited"
+    told = next(one for one in judge(nodes)["findings"] if one["id"] == "host-started-again")
+    assert "0 of its 1 processes" in told["summary"]
+    assert "--tags launch,check" in told["fix"]
+    # A generation of a release that kept no boot says nothing.
+    del nodes["n1"]["state"]["generations"][0]["boot_id"]
+    assert "host-started-again" not in {one["id"] for one in judge(nodes)["findings"]}

@@ -6,7 +6,7 @@ cluster run, their ports, their HBM and their processes are what they should be,
 
 from __future__ import annotations
 
-__all__ = ["REPAIRS", "clock_offsets", "judge", "overview", "repairs"]
+__all__ = ["REPAIRS", "before_launch", "clock_offsets", "judge", "overview", "repairs"]
 
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
@@ -122,3 +122,20 @@ def judge(
             found += room.check(context, host, node)
     found += cluster.check(context)
     return sort_findings(_settle(found, repaired))
+
+
+def before_launch(
+    plan: Mapping[str, Any], nodes: Mapping[str, Optional[Mapping[str, Any]]], *, provisioned: bool
+) -> List[Dict[str, Any]]:
+    """What would fail in the middle of a launch, for runs that leave preflight out; worst first.
+
+    Devices that somebody else holds, and hosts without a container engine that can be asked. ``nodes`` as for `judge`.
+    With ``provisioned`` the facts on container engines are from before this run looked after them, and do not count.
+    """
+    found: Findings = []
+    for host in plan["hosts"]:
+        node = nodes.get(host)
+        if node is not None:
+            found += devices.occupied(plan, host, node)
+            found += [] if provisioned else hosts.container_engine(plan, host, node)
+    return sort_findings([{**item, "stage": "launch"} for item in _settle(found, ())])

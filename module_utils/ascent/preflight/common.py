@@ -15,6 +15,7 @@ __all__ = [
     "holder",
     "images_of_engine",
     "info",
+    "is_ours",
     "listed",
     "part",
     "running",
@@ -104,6 +105,14 @@ def running(node: Facts) -> bool:
     return any(one.get("state") == "running" for one in running_of(node))
 
 
+def is_ours(node: Facts, pid: Any) -> bool:
+    """Whether a process is one of this cluster's; true where the cluster runs and nobody knows whose it is."""
+    owner = part(node, "processes").get(str(pid))
+    if owner is None:
+        return running(node)
+    return bool({one.get("name") for one in running_of(node)} & {owner.get("container"), owner.get("unit")})
+
+
 def chips_are(vendor: str, host: Facts) -> bool:
     """Whether a host of the plan lends devices of this vendor (``ascend``, ``nvidia``) to it."""
     return bool(host["devices"]) and host["vendor"] == vendor
@@ -121,10 +130,10 @@ def images_of_engine(plan: Facts) -> List[str]:
 
 
 def holder(node: Facts, pid: Any) -> str:
-    """A process in words: its pid, its command, and the container it runs in."""
+    """A process in words: its pid, its command, and the container or the unit it runs in."""
     known = part(node, "processes").get(str(pid)) or {}
     command = f" ({known['command']})" if known.get("command") else ""
-    where = f" in container {known['container']}" if known.get("container") else ""
+    where = next((f" in {kind} {known[kind]}" for kind in ("container", "unit") if known.get(kind)), "")
     return f"pid {pid}{command}{where}"
 
 

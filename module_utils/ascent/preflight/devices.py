@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-__all__ = ["check", "number_of"]
+__all__ = ["check", "number_of", "occupied"]
 
 from typing import Any, Dict, List, Mapping
 
 from ..engines import image_platform
-from .common import SHOWN, Context, Facts, Findings, chips_are, container, error, holder, listed, part, running
+from .common import (
+    SHOWN,
+    Context,
+    Facts,
+    Findings,
+    chips_are,
+    container,
+    error,
+    holder,
+    is_ours,
+    listed,
+    part,
+    running,
+)
 from .versions import install_advice
 
 # An idle device keeps about 3 GB for itself; more than this is somebody's.
@@ -92,9 +105,7 @@ def check(context: Context, host: str, node: Facts) -> Findings:
             )
         )
     mine = {number: table[number] for number in planned if number in table}
-    found += _unhealthy(host, npu, mine)
-    if not running(node):
-        found += _occupied(host, node, mine)
+    found += _unhealthy(host, npu, mine) + _occupied(host, node, mine)
     return found + _flavour(plan, host, list(table.values())) + _absent(context, host, node)
 
 
@@ -189,13 +200,26 @@ def _who(node: Facts, pid: int, name: str) -> str:
     return f"pid {pid} ({name or 'hidden name'})"
 
 
+def occupied(plan: Facts, host: str, node: Facts) -> Findings:
+    """Planned devices of a host that somebody else uses, or whose memory somebody left behind."""
+    if not chips_are("ascend", plan["hosts"][host]) or not part(node, "npu", "info"):
+        return []
+    table = {number_of(one, position): one for position, one in enumerate(part(node, "npu", "info")["devices"])}
+    return _occupied(
+        host, node, {number: table[number] for number in plan["hosts"][host]["devices"] if number in table}
+    )
+
+
 def _occupied(host: str, node: Facts, mine: Mapping[int, Facts]) -> Findings:
-    """Devices of an idle node that somebody else uses, or whose memory somebody left behind."""
     info = part(node, "npu", "info")
     owners: Dict[int, List[Facts]] = {}
     for number, device in mine.items():
         place = (device["npu_id"], device["chip_id"])
-        users = [one for one in info["processes"] if (one["npu_id"], one["chip_id"]) == place]
+        users = [
+            one
+            for one in info["processes"]
+            if (one["npu_id"], one["chip_id"]) == place and not is_ours(node, one["pid"])
+        ]
         if users:
             owners[number] = users
     found = []
@@ -213,10 +237,11 @@ def _occupied(host: str, node: Facts, mine: Mapping[int, Facts]) -> Findings:
                 "Stop it; `docker ps` and `ps -fp PID` on the host name it.",
             )
         )
+    # While the cluster runs here, what its own processes take can't be told from what others left.
     left = {
         number: device["hbm_used_mb"]
         for number, device in mine.items()
-        if number not in owners and (device["hbm_used_mb"] or 0) > _IDLE_HBM_MB
+        if number not in owners and not running(node) and (device["hbm_used_mb"] or 0) > _IDLE_HBM_MB
     }
     if left:
         held = part(node, "npu", "holders")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["check", "of_plan"]
+__all__ = ["check", "container_engine", "of_plan"]
 
 import json
 import re
@@ -46,7 +46,7 @@ def check(context: Context, host: str, node: Facts) -> Findings:
         *_shared_memory(context, host, node),
         *_disk(context, host, node),
         *_limits(context, host, node),
-        *_engine(context, host, node),
+        *container_engine(context.plan, host, node),
         *_names(context, host, node),
         *_service_user(context, host, node),
     ]
@@ -364,11 +364,25 @@ def _limits(context: Context, host: str, node: Facts) -> Findings:
     return found
 
 
-def _engine(context: Context, host: str, node: Facts) -> Findings:
+def container_engine(plan: Facts, host: str, node: Facts) -> Findings:
+    """Whether a host that needs one has a container engine that runs, and that Ansible's modules can ask."""
     engine = node.get("container_engine")
-    wanted = any(container(one) for one in context.plan["processes"] if one["host"] == host)
-    if engine is None or engine.get("running") or not wanted:
+    wanted = any(container(one) for one in plan["processes"] if one["host"] == host)
+    if engine is None or not wanted:
         return []
+    if engine.get("running"):
+        return [
+            error(
+                "container-engine",
+                host,
+                f"Ansible's Docker modules lack the Python module {module} on {host}",
+                f"the container engine {engine.get('version')} runs",
+                "The engine was installed without what Ansible asks it through.",
+                f"Run the provision stage: ansible-playbook deploy.yml -l {plan['cluster']} --tags provision,launch",
+                "container_engine",
+            )
+            for module in engine.get("missing_python", ())
+        ]
     state = "does not run" if engine.get("installed") else "is not installed"
     return [
         error(
@@ -377,7 +391,7 @@ def _engine(context: Context, host: str, node: Facts) -> Findings:
             f"the container engine {state} on {host}",
             str(engine.get("error") or "docker version gave nothing"),
             "It was never installed or its service has failed.",
-            "Run the provision stage, or: systemctl status docker",
+            f"systemctl status docker, or: ansible-playbook deploy.yml -l {plan['cluster']} --tags provision,launch",
             "container_engine",
         )
     ]

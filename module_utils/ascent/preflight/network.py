@@ -8,7 +8,8 @@ import ipaddress
 import re
 from typing import Dict, Iterable, List, Set, Tuple
 
-from .common import SHOWN, Context, Facts, Findings, container, error, holder, listed, part, running, warning
+from ..generations import running_of
+from .common import SHOWN, Context, Facts, Findings, container, error, holder, is_ours, listed, part, warning
 
 
 def check(context: Context, host: str, node: Facts) -> Findings:
@@ -149,12 +150,9 @@ def _held(node: Facts, port: int) -> str:
 
 def _is_ours(node: Facts, port: int) -> bool:
     """Whether this cluster runs here and holds a port itself; true where it runs and nobody knows who does."""
-    if not running(node):
-        return False
-    owner = part(node, "processes").get(str(part(node, "network", "owners").get(str(port))))
-    if owner is None or (part(node, "units").get("units") and not owner.get("container")):
-        return True
-    return owner.get("container") in {one["name"] for one in part(node, "container_engine").get("containers", ())}
+    # What a container publishes, the container engine listens on for it.
+    published = {one for mine in running_of(node) if mine["state"] == "running" for one in mine.get("published") or ()}
+    return port in published or is_ours(node, part(node, "network", "owners").get(str(port)))
 
 
 def _ranges(text: Iterable[str]) -> List[Tuple[int, int]]:

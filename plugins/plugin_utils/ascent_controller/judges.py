@@ -158,6 +158,11 @@ def _preflight(
     return {"findings": findings, "table": overview, "record": {"nodes.json": overview}}
 
 
+def _before_launch(plan: Plan, facts: Facts, *, provisioned: bool) -> dict[str, Any]:
+    """What would fail in the middle of a launch; ``provisioned``: this run has changed the hosts since they were read."""
+    return {"findings": preflight.before_launch(plan, _nodes(facts), provisioned=provisioned)}
+
+
 def _serving(plan: Plan, facts: Facts, *, endpoints: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Says which instance on which node is the reason that an endpoint does not answer."""
     return {"findings": serving.judge(plan, _nodes(facts), endpoints)}
@@ -238,6 +243,7 @@ def _upgrade(plan: Plan, facts: Facts, *, serving: str, decision: Mapping[str, A
 
 
 JUDGES: dict[str, Callable[..., Mapping[str, Any]]] = {
+    "before_launch": _before_launch,
     "collectives_gate": _collectives_gate,
     "fabric": _fabric,
     "fabric_gate": _fabric_gate,

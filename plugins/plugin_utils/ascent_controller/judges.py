@@ -159,7 +159,7 @@ def _preflight(
 
 
 def _before_launch(plan: Plan, facts: Facts, *, provisioned: bool) -> dict[str, Any]:
-    """What would fail in the middle of a launch; ``provisioned``: this run has changed the hosts since they were read."""
+    """What would fail in the middle of a launch; ``provisioned``: this run changed the hosts since they were read."""
     return {"findings": preflight.before_launch(plan, _nodes(facts), provisioned=provisioned)}
 
 

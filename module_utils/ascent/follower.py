@@ -12,11 +12,13 @@ Request::
      "health": [{"name": the asker's, "url", "known": bool | null, "models": url | null}],   known: what is believed
      "fatal": [regex, ...],                                              lines worth an answer at once
      "begun": seconds since 1970 by the node's clock | null,             what restarted ones said before is history
+     "back": seconds since 1970 by the node's clock | null,              logs are read from here, or from the last start
      "last": bool,                                                       only what is there by now, and at once
      "clock": bool, "doing": bool,                                       whether to tell the time and what processes do
      "wait": seconds, "settle": seconds that a line may wait for others, "fresh": seconds, "tail": lines}
 
-A container that runs for longer than ``fresh`` has its log read from now on; what it said long ago is no news.
+A container that runs for longer than ``fresh`` has its log read from now on; what it said long ago is no news. With
+``back`` it is: whoever looks for the reason of something wants what led to it.
 
 Answer::
 
@@ -396,9 +398,11 @@ class _Follower:
 
     def _open_journal(self, name: str) -> None:
         """A unit's lines since the last one known, else since its start, or its first start if there were several."""
-        state, since = self.states[name], self.since[name]
+        state, since, back = self.states[name], self.since[name], self.request.get("back")
         if since is not None:
             began = _seconds(since)
+        elif back is not None:
+            began = back if state["restarts"] else max(back, time.time() - state["age"] - 1)
         elif state["state"] == "running" and state["age"] > self.request["fresh"]:
             began = time.time()
         else:
@@ -415,7 +419,7 @@ class _Follower:
         if begun is None or (_moment(state["created"]) or 0.0) > begun:
             created: Optional[str] = state["created"]
             return created
-        return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(begun)) + f"{begun % 1:.9f}"[1:] + "Z"
+        return _stamp(begun)
 
     def _open_log(self, name: str) -> None:
         self.after[name] = self.since[name]
@@ -423,8 +427,11 @@ class _Follower:
             self._open_journal(name)
             return
         state = self.states[name]
-        since = self.since[name]
-        if since is None:
+        since, back = self.since[name], self.request.get("back")
+        if since is None and back is not None:
+            began = back if state["restarts"] else max(back, _moment(state["started"]) or 0.0)
+            since = _stamp(began)
+        elif since is None:
             # A container that was restarted tells its first failure, which is the one to read.
             since = self._first_start(state) if state["restarts"] else state["started"]
             if state["state"] == "running" and _age(state["started"]) > self.request["fresh"]:
@@ -546,6 +553,11 @@ def _journal_entry(line: str) -> Optional[Tuple[str, str, str]]:
         return None
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment // 10**6))
     return f"{stamp}.{moment % 10**6:06d}Z", str(entry.get("_PID", "")), str(text)
+
+
+def _stamp(moment: float) -> str:
+    """Seconds since 1970 as a stamp."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment)) + f"{moment % 1:.9f}"[1:] + "Z"
 
 
 def _seconds(stamp: str) -> float:

@@ -6,21 +6,13 @@ A module can't do this: it neither streams nor sees its peers, and one host's fa
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from ascent_controller import connections, signatures, watch
-
-
-def _readings(hosts: Mapping[str, Any]) -> dict[str, float]:
-    """When this run read each node, by the node's own clock. Hosts of other clusters were not read."""
-    read = {host: (hosts[host].get("ansible_facts") or {}).get("ascent_node") or {} for host in hosts}
-    clocks = {host: node.get("clock") or {} for host, node in read.items()}
-    return {host: clock["last"] for host, clock in clocks.items() if clock.get("last") is not None}
+from ascent_controller import connections, facts, signatures, watch
 
 
 class ActionModule(ActionBase):
@@ -58,16 +50,10 @@ class ActionModule(ActionBase):
             time.monotonic(),
             timeout=options["timeout"],
             stall=options["stall"],
-            begun=_readings(variables["hostvars"]),
+            begun=facts.readings(variables["hostvars"]),
             tls=options["tls"],
         )
-        unknown = [host for host in state.hosts if host not in variables["hostvars"]]
-        if unknown:
-            raise AnsibleActionFail(f"the plan names hosts that the inventory lacks: {', '.join(unknown)}")
-        executes = {
-            host: connections.execute(self._task, self._play_context, variables["hostvars"][host], "-")
-            for host in state.hosts
-        }
+        executes = connections.executes(self._task, self._play_context, variables["hostvars"], state.hosts)
         display = Display()
         verdict = watch.run(state, executes, lambda line: display.display(f"    {line}"))
         ended = time.time()

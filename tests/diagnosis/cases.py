@@ -51,6 +51,15 @@ def _engine(fault: str, process: str, fix: str, *, finding: str = "", **more: An
     return Case(fault, "launch", finding or fault, node, fix, node, (f"process={process}",), stopped=ENGINES, **more)
 
 
+def _request(fault: str, process: str, fix: str, *, finding: str = "", **more: Any) -> Case:
+    """A fault that comes with the first request, on engines that were started for it."""
+    node = {"prefill-0-head": "d-01", "decode-0-head": "d-02", "decode-0-headless-1": "d-03"}[process]
+    host = more.pop("host", node)
+    return Case(fault, "check", finding or fault, host, fix, node, (f"process={process}",), stopped=ENGINES, **more)
+
+
+#: How long a start may be silent in the case that hangs.
+STALL = ("-e", "engine_stall_seconds=15")
 FORCE = ("-e", "verify=force", "-e", "fabric_collectives=never")
 
 CASES = (
@@ -100,5 +109,35 @@ CASES = (
     _engine("B02", "decode-0-head", "nnal/atb/set_env.sh", quick=True),
     _engine("B03", "decode-0-headless-1", "one image as released"),
     _engine("C03", "decode-0-headless-1", "lists the ranks that came"),
+    _engine("B04", "decode-0-head", "the released image of the recipe"),
+    _engine("B05", "prefill-0-head", "the pair of one release row"),
+    _engine("B06", "decode-0-headless-1", "Mount nothing of the host below /usr/local/Ascend"),
+    _engine("B08", "prefill-0-head", "image suffix"),
+    _engine("B13", "decode-0-head", "Upgrade the driver"),
+    _engine("B14", "decode-0-headless-1", "inside the image"),
+    _engine("C05", "decode-0-headless-1", "Stop the left-over process"),
+    _engine("C18", "decode-0-head", "from one plan again"),
+    _engine("C19", "decode-0-head", "Raise HCCL_BUFFSIZE"),
+    _engine("C20", "prefill-0-head", "Lower HCCL_BUFFSIZE"),
+    _engine("C21", "decode-0-headless-1", "RANK_TABLE_FILE"),
+    _engine("D05", "decode-0-head", "VLLM_ENGINE_READY_TIMEOUT_S"),
+    _engine("D06", "decode-0-headless-1", "last line of every rank", options=STALL),
+    _engine("D20", "prefill-0-head", "args with the engine release's options"),
     _engine("D21", "decode-0-headless-1", "max-model-len"),
+    _engine("D22", "decode-0-headless-1", "Lower gpu-memory-utilization"),
+    _engine("D25", "decode-0-head", "Run as root"),
+    _engine("D28", "decode-0-headless-1", "docker logs", finding="process-exited"),
+    _engine("D29", "prefill-0-head", "enable_cpu_binding: false"),
+    _engine("E04", "decode-0-head", "ASCEND_CONNECT_TIMEOUT"),
+    _engine("E05", "decode-0-headless-1", "--tags verify"),
+    _engine("E07", "prefill-0-head", "an image with Mooncake"),
+    _engine("E08", "prefill-0-head", "Launch from the plan"),
+    _node("launch", "D19", "D19", "d-03", "Copy the file again", stopped=ENGINES),
+    # While it serves: with the first requests.
+    _request("C02", "decode-0-head", "the rank that failed first", quick=True),
+    _request("C17", "decode-0-headless-1", "--tags verify"),
+    _request("D07", "prefill-0-head", "the worker that ended first"),
+    _request("D27", "decode-0-headless-1", "npu-smi info -t health"),
+    _request("E13", "decode-0-head", "each engine by itself", host=None),
+    _request("G01", "decode-0-head", "", host=None),
 )

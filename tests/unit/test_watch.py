@@ -160,6 +160,7 @@ class Node:
             "tail": 100,
             "last": wanted.get("last", False),
             "begun": wanted.get("begun"),
+            "back": wanted.get("back"),
             "clock": wanted.get("clock", False),
             "doing": wanted.get("doing", False),
         }
@@ -839,3 +840,58 @@ def test_threads_of_the_watch_say_nothing_themselves(tmp_path, health):
     assert "task path:" in outcome.output, "it is as talkative as was asked"
     assert "ESTABLISH" not in outcome.output
     assert "EXEC" not in outcome.output
+
+
+# Looking back
+
+
+def test_logs_are_read_back_to_a_moment_or_to_the_last_start(node):
+    node.container("a", started=-3600)
+    node.say("a", "an hour ago", at=-3000)
+    node.say("a", "EngineCore failed", at=-60)
+    node.container("b", started=-30)
+    node.say("b", "of the start before", at=-60)
+    node.say("b", "of this one", at=-20)
+    node.container("c", started=-30, restarts=2)
+    node.say("c", "why it was restarted", at=-60)
+    told = node.ask("a", "b", "c", last=True, back=time.time() - 900)["lines"]
+    said = {name: [line.partition(" ")[2] for line in lines] for name, lines in told.items()}
+    assert said == {"a": ["EngineCore failed"], "b": ["of this one"], "c": ["why it was restarted"]}
+
+
+def test_a_search_tells_the_first_cause_and_who_gave_no_answer(node):
+    for name in ("ascent-prefill-0-head", "ascent-decode-0-head"):
+        node.container(name, started=-3600)
+    node.say("ascent-decode-0-head", "RuntimeError: EI0002: The wait execution of the Notify register times out", at=-9)
+    node.say("ascent-prefill-0-head", "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered", at=-5)
+    state = watch.Watch(PLAN, CATALOGUE, 0.0, begun=dict.fromkeys(("n1", "n2", "n3"), time.time()))
+    lost = lambda source: (255, b"", b"ssh: no route to host")  # noqa: E731
+    unread = watch.search(state, {"n1": node.execute, "n2": node.execute, "n3": lost}, 900)
+    assert list(unread) == ["n3"]
+    assert "no route" in unread["n3"]
+    told = state.told("check")
+    assert [(one["id"], one["host"], one["stage"]) for one in told] == [("C02", "n2", "check"), ("D07", "n1", "check")]
+
+
+SEARCH = """
+- name: Check
+  hosts: clusters
+  vars: {ascent_stage: check}
+  tasks:
+    - name: Know the plan
+      ansible.builtin.set_fact: {ascent_plan: %s, ascent_node: {clock: {last: %d}}, cacheable: true}
+    - name: Search
+      search_logs: {stage: check}
+      run_once: true
+"""
+
+
+def test_searching_on_nodes_fails_for_nothing_it_finds(tmp_path, health):
+    node, _ = deployed(tmp_path, health.url)
+    node.say("ascent-decode-0-headless-1", "error code is 507014, aicore execution timed out", at=0.01)
+    plan = json.dumps({**PLAN, "hosts": {}, "processes": [process("decode-0-headless-1", "n2", kind="headless")]})
+    outcome = play(tmp_path, SEARCH % (plan, time.time()), environment=node.environment)
+    assert outcome.rc == 0, outcome.output
+    check = json.loads((outcome.latest / "check.json").read_text())
+    assert [(item["id"], item["host"]) for item in check["findings"]] == [("D27", "n2")]
+    assert "507014" in (outcome.latest / "logs" / "decode-0-headless-1.log").read_text()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["Execute", "execute"]
+__all__ = ["Execute", "execute", "executes"]
 
 import copy
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ansible import constants as C  # noqa: N812 - the name that Ansible's own plugins use
@@ -62,6 +62,17 @@ def execute(task: Any, play_context: Any, hostvars: Any, *arguments: str) -> Exe
         return code, out, err
 
     return run
+
+
+def executes(task: Any, play_context: Any, hostvars: Any, hosts: Iterable[str]) -> dict[str, Execute]:
+    """`execute` for each of a plan's hosts, to be given programs on stdin.
+
+    Raises AnsibleActionFail for hosts that the inventory lacks.
+    """
+    unknown = [host for host in hosts if host not in hostvars]
+    if unknown:
+        raise AnsibleActionFail(f"the plan names hosts that the inventory lacks: {', '.join(unknown)}")
+    return {host: execute(task, play_context, hostvars[host], "-") for host in hosts}
 
 
 def _user(connection: Any) -> str | None:

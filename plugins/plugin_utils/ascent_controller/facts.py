@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["interpreter", "keeper", "node", "nodes", "of_plan", "plan"]
+__all__ = ["interpreter", "keeper", "node", "nodes", "of_plan", "plan", "readings"]
 
 from collections.abc import Mapping
 from typing import Any
@@ -48,6 +48,13 @@ def nodes(task_vars: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
 def of_plan(task_vars: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """All facts of every host of the plan."""
     return {name: _of(task_vars, name) for name in plan(task_vars)["hosts"]}
+
+
+def readings(hostvars: Mapping[str, Any]) -> dict[str, float]:
+    """When this run last read each node, by the node's own clock. Hosts of other clusters were not read."""
+    read = {host: (hostvars[host].get("ansible_facts") or {}).get("ascent_node") or {} for host in hostvars}
+    clocks = {host: node.get("clock") or {} for host, node in read.items()}
+    return {host: clock["last"] for host, clock in clocks.items() if clock.get("last") is not None}
 
 
 def _of(task_vars: Mapping[str, Any], host: str) -> Mapping[str, Any]:

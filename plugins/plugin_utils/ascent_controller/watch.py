@@ -2,6 +2,7 @@
 
 `Watch` is the state machine and has no thread and no clock of its own. `run` drives it with one thread a host; each
 thread sends `program` to its node again and again (`ascent.follower` is what runs there) and feeds the answers back.
+`search` asks all nodes once: for a service that runs and does badly.
 
 Success: every process with a health address answers; the containers of an instance's other processes (headless ones,
 workers, nodes of a Ray cluster) run while its head answers, which a head does only after all of them have joined; and
@@ -16,7 +17,7 @@ Times of different nodes are compared after each node's clock has been compared 
 
 from __future__ import annotations
 
-__all__ = ["Watch", "program", "run"]
+__all__ = ["Watch", "program", "run", "search"]
 
 import inspect
 import json
@@ -69,6 +70,8 @@ _PATIENCE = 3
 # Who was restarted before the first look gets so long to show that it serves.
 _BENEFIT = 2.0
 _LAST_WAIT = 3.0
+# A node that has not handed in its logs by then is told of.
+_SEARCH = 20.0
 # Reaching a host again after this many failures in a row is hopeless.
 _ATTEMPTS = 4
 _PAUSE = 1.0
@@ -170,8 +173,8 @@ class Watch:
 
     # What to ask and what came back
 
-    def request(self, host: str, now: float, *, last: bool = False) -> dict[str, Any]:
-        """What to ask a host next; ``last``: for what its logs hold by now."""
+    def request(self, host: str, now: float, *, last: bool = False, back: float | None = None) -> dict[str, Any]:
+        """What to ask a host next; ``last``: for what its logs hold by now, ``back``: from that moment of its clock."""
         mine = [process for process in self.processes.values() if process.host == host]
         quiet = min(_QUIET, self.stall / 3)
         return {
@@ -192,6 +195,7 @@ class Watch:
             else 0.0,
             "last": last,
             "begun": self.begun.get(host),
+            "back": back,
             "clock": host not in self._ahead,
             "doing": any(not self._is_ready(process) and now >= process.moved_at + quiet for process in mine),
             "settle": _SETTLE,
@@ -401,10 +405,7 @@ class Watch:
 
     def findings(self) -> list[dict[str, Any]]:
         """What is wrong, the cause first; after a success what is worth knowing."""
-        logs = {process.name: "\n".join(process.lines) for process in self.processes.values()}
-        hosts = {process.name: process.host for process in self.processes.values()}
-        ahead = {process.name: self._clock(process) for process in self.processes.values()}
-        told = diagnosis.timed(logs, self.catalogue, hosts=hosts, ahead=ahead)
+        told = self._timed()
         rest = [{**item, "stage": "launch"} for _, item in told if item["severity"] != "error"]
         if self.failed_at is None:
             return rest
@@ -424,6 +425,16 @@ class Watch:
         in_time = [item for _, item in sorted(earlier, key=_since)], [item for _, item in sorted(later, key=_since)]
         found = in_time[0] + [item for _, item in causes] + self._limits() + in_time[1]
         return self._after(found or self._unexplained()) + self._skews() + rest
+
+    def told(self, stage: str) -> list[dict[str, Any]]:
+        """What the logs tell that the catalogue knows, the first cause first, for a stage that looks back."""
+        return [{**self._with_tail(item), "stage": stage} for _, item in self._timed()]
+
+    def _timed(self) -> list[tuple[float | None, dict[str, Any]]]:
+        logs = {process.name: "\n".join(process.lines) for process in self.processes.values()}
+        hosts = {process.name: process.host for process in self.processes.values()}
+        ahead = {process.name: self._clock(process) for process in self.processes.values()}
+        return diagnosis.timed(logs, self.catalogue, hosts=hosts, ahead=ahead)
 
     def _clock(self, process: _Process) -> float:
         """Seconds by which the clock that stamps a process's lines is ahead of the controller's."""
@@ -674,6 +685,39 @@ def run(
                 over.set()
                 return verdict
             news.wait(0.5)
+
+
+def search(
+    watch: Watch, executes: Mapping[str, Execute], seconds: float, wall: Callable[[], float] = time.time
+) -> dict[str, str]:
+    """Read the logs of all hosts once, as far back as ``seconds`` before ``watch.begun``; why not, by host.
+
+    A container's log is read from its last start on where that was later, unless its policy has restarted it.
+    """
+    failed: dict[str, str] = {}
+    lock = threading.Lock()
+
+    def ask(host: str) -> None:
+        begun = watch.begun.get(host)
+        request = watch.request(host, time.monotonic(), last=True, back=None if begun is None else begun - seconds)
+        answer, error = _ask(executes[host], request)
+        came = wall()
+        with lock:
+            failed.pop(host)
+            if answer is None or answer["error"]:
+                failed[host] = str(answer["error"]) if answer else error
+            else:
+                watch.absorb(host, answer, time.monotonic(), came)
+
+    failed.update(dict.fromkeys(watch.hosts, f"no answer within {_SEARCH:.0f} seconds"))
+    threads = [threading.Thread(target=ask, args=(host,), daemon=True, name=f"search-{host}") for host in watch.hosts]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + _SEARCH
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    with lock:
+        return dict(failed)
 
 
 def _ask(execute: Execute, request: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:

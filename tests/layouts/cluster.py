@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ class Layout:
     """One layout: its recipe, where its processes run, and a change with what has to start anew for it.
 
     ``change`` is merged into the recipe; ``restarts`` are places (`HOST PROCESS`); ``shows`` is what the script of the
-    first of them holds with the change; ``units``: engines run outside containers.
+    first of them holds with the change; ``units``: engines run outside containers; ``limits``: what docker says of each
+    container's settings.
     """
 
     recipe: str
@@ -47,6 +48,7 @@ class Layout:
     restarts: frozenset[str]
     shows: str
     units: bool = False
+    limits: Mapping[str, Any] = field(default_factory=lambda: {"Privileged": False, "Memory": 0})
 
     @property
     def places(self) -> set[str]:

@@ -23,6 +23,7 @@ LAYOUTS = {
         change={"pools": {"serve": {"overrides": [{"instance": 1, "args": {"max-num-seqs": 24}}]}}},
         restarts=frozenset({"lay-01 serve-1-head"}),
         shows="--max-num-seqs 24",
+        limits={"Privileged": False, "Memory": 2 * 2**30, "CpusetCpus": "0-1", "NetworkMode": "bridge"},
     ),
     "dp-headless": Layout(
         recipe="dp-headless",
@@ -87,6 +88,10 @@ def start_times(site: Site, before: dict[str, str]) -> set[str]:
 
 def test_what_the_plan_says_runs_and_nothing_else(site: Site, layout: Layout) -> None:
     assert set(site.running()) == layout.places
+    for host, _, process in () if layout.units else (place.partition(" ") for place in layout.places):
+        command = "docker inspect --format '{{json .HostConfig}}' %s"
+        given = json.loads(site.road.node(host).check_output(command, f"ascent-{CLUSTER}-{process}"))
+        assert {name: given[name] for name in layout.limits} == layout.limits
 
 
 def test_a_second_launch_changes_nothing(site: Site, layout: Layout) -> None:

@@ -26,17 +26,7 @@ options:
     description: Seconds to wait for one answer.
     type: float
     default: 10
-  api_key:
-    description: Bearer token for endpoints that want one.
-    type: str
-  keys:
-    description: Bearer tokens by origin, such as C(https://192.0.2.1:8000), for servers that want different ones.
-    type: dict
-    default: {}
-  tls:
-    description: Whom to trust; C(ca) has certificates in PEM, C(name) is looked for in the server's.
-    type: dict
-    default: {}
+extends_documentation_fragment: [asking]
 author: [Ascent]
 attributes:
   check_mode: {support: full}

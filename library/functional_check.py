@@ -51,17 +51,7 @@ options:
     description: Seconds for one answer.
     type: float
     default: 300
-  api_key:
-    description: Bearer token, if the endpoint wants one.
-    type: str
-  keys:
-    description: Bearer tokens by origin, such as C(https://192.0.2.1:8000), for servers that want different ones.
-    type: dict
-    default: {}
-  tls:
-    description: Whom to trust; C(ca) has certificates in PEM, C(name) is looked for in the server's.
-    type: dict
-    default: {}
+extends_documentation_fragment: [asking]
 author: [Ascent]
 attributes:
   check_mode: {support: full}

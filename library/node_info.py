@@ -19,8 +19,8 @@ options:
       - What to read. C(health) (every device's health in detail) costs one call of the vendor's tool for each device.
     type: list
     elements: str
-    choices: [system, network, disk, npu, health, container_engine, weights, state]
-    default: [system, network, disk, npu, container_engine, weights, state]
+    choices: [system, network, disk, npu, health, container_engine, units, weights, state]
+    default: [system, network, disk, npu, container_engine, units, weights, state]
   weights_directory:
     description: Directory of the model's weights. Without it weights are not looked at.
     type: str

@@ -28,17 +28,7 @@ options:
   interval: {description: Seconds between questions, type: float, default: 0.25}
   timeout: {description: Seconds for one answer, type: float, default: 5}
   most: {description: Seconds after which it ends by itself, type: float, default: 7200}
-  api_key:
-    description: Bearer token, if the service wants one.
-    type: str
-  keys:
-    description: Bearer tokens by origin, such as C(https://192.0.2.1:8000), for servers that want different ones.
-    type: dict
-    default: {}
-  tls:
-    description: Whom to trust; C(ca) has certificates in PEM, C(name) is looked for in the server's.
-    type: dict
-    default: {}
+extends_documentation_fragment: [asking]
 author: [Ascent]
 attributes:
   check_mode: {support: full}

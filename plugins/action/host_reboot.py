@@ -8,7 +8,7 @@ from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 
 from ascent.findings import failed, message
-from ascent_controller import facts, npu_packages
+from ascent_controller import actions, facts, npu_packages
 
 
 class ActionModule(ActionBase):
@@ -34,13 +34,13 @@ class ActionModule(ActionBase):
         arguments = {"reboot_timeout": given["timeout"], "msg": "Ascent: the new NPU driver or firmware needs a reboot"}
         error, after = "", None
         try:
-            done = self._other("ansible.builtin.reboot", arguments, task_vars)
+            done = actions.run(self, "ansible.builtin.reboot", arguments, task_vars)
             result["elapsed"] = done.get("elapsed")
             error = str(done.get("msg") or "") if done.get("failed") else ""
             if self._task.check_mode:
                 return {**result, "changed": True, "findings": [], "msg": "would be rebooted"}
             if not error:
-                read = self._other("node_info", given["read"], task_vars)
+                read = actions.run(self, "node_info", given["read"], task_vars)
                 error = str(read.get("msg") or "") if read.get("failed") else ""
                 after = (read.get("ansible_facts") or {}).get("ascent_node")
         except AnsibleConnectionFailure as failure:
@@ -51,19 +51,3 @@ class ActionModule(ActionBase):
         result.update(changed=True, findings=findings, failed=failed(findings))
         result["msg"] = message(findings) or f"back after {result.get('elapsed')} s with another boot id"
         return result
-
-    def _other(self, name: str, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
-        """The result of another action plugin on this host."""
-        task = self._task.copy()
-        task.action, task.args = name, arguments
-        action = self._shared_loader_obj.action_loader.get(
-            name,
-            task=task,
-            connection=self._connection,
-            play_context=self._play_context,
-            loader=self._loader,
-            templar=self._templar,
-            shared_loader_obj=self._shared_loader_obj,
-        )
-        done: dict[str, Any] = action.run(task_vars=task_vars)
-        return done

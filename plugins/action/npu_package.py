@@ -10,7 +10,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 
 from ascent.findings import failed, finding, message
-from ascent_controller import npu_packages
+from ascent_controller import actions, npu_packages
 
 
 class ActionModule(ActionBase):
@@ -59,7 +59,8 @@ class ActionModule(ActionBase):
                     task_vars=task_vars,
                 )
             else:
-                done = self._copy(f"{source.rstrip('/')}/{name}", f"{directory}/{name}", task_vars)
+                copied = {"src": f"{source.rstrip('/')}/{name}", "dest": f"{directory}/{name}", "mode": "0600"}
+                done = actions.run(self, "ansible.builtin.copy", copied, task_vars)
             if done.get("failed"):
                 words = str(done.get("msg") or done.get("module_stderr") or "no reason given")
                 what = name or directory
@@ -79,19 +80,4 @@ class ActionModule(ActionBase):
         done: dict[str, Any] = self._execute_module(
             module_name="ansible.builtin.file", module_args=arguments, task_vars=task_vars
         )
-        return done
-
-    def _copy(self, source: str, target: str, task_vars: dict[str, Any]) -> dict[str, Any]:
-        task = self._task.copy()
-        task.args = {"src": source, "dest": target, "mode": "0600"}
-        copy = self._shared_loader_obj.action_loader.get(
-            "ansible.builtin.copy",
-            task=task,
-            connection=self._connection,
-            play_context=self._play_context,
-            loader=self._loader,
-            templar=self._templar,
-            shared_loader_obj=self._shared_loader_obj,
-        )
-        done: dict[str, Any] = copy.run(task_vars=task_vars)
         return done

@@ -11,7 +11,7 @@ import pytest
 from tests.conformance.deployment import Deployment
 from tests.conformance.running import all_checks, holds
 from tests.conformance.suite import Check, check_log_phases, check_metric_ranks, layout_key, layouts
-from tests.unit.engine_harness import ROOT, Process, free_ports, make_machine, serve
+from tests.unit.engine_harness import ROOT, Process, free_ports, make_machine, serve, starting
 
 LENGTH = 2048
 COMMON = ("--max-model-len", str(LENGTH), "--enable-prompt-tokens-details", "--seed", "1024")
@@ -24,17 +24,8 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Starts processes on one machine of files; all are stopped at the end."""
     root = make_machine(tmp_path_factory.mktemp("machine"), devices=6)
     logs = tmp_path_factory.mktemp("logs")
-    started: list[Process] = []
-
-    def run(name: str, argv: list[str], **env: str) -> Process:
-        started.append(Process(root, argv, logs / f"{name}.log", env))
-        return started[-1]
-
-    yield run
-    for process in started:
-        if process.process.poll() is None:
-            process.process.kill()
-            process.process.wait()
+    with starting(root, logs) as run:
+        yield run
 
 
 def simulated(processes: Mapping[str, Process], port: int, **more: object) -> Deployment:

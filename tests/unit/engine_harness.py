@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,24 @@ class Process:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.exit(5)
+
+
+@contextlib.contextmanager
+def starting(root: Path, logs: Path) -> Iterator[Callable[..., Process]]:
+    """Starts processes, by default on the machine ``root``; whatever is left of them at the end is killed."""
+    started: list[Process] = []
+
+    def run(name: str, argv: list[str], machine: Path = root, **env: str) -> Process:
+        started.append(Process(machine, argv, logs / f"{name}.log", env))
+        return started[-1]
+
+    try:
+        yield run
+    finally:
+        for process in started:
+            if process.process.poll() is None:
+                process.process.kill()
+                process.process.wait()
 
 
 def vllm(*arguments: str) -> list[str]:

@@ -13,7 +13,19 @@ from typing import Any
 
 import pytest
 
-from tests.unit.engine_harness import ROOT, Process, events, free_ports, get, make_machine, metric, post, put, serve
+from tests.unit.engine_harness import (
+    ROOT,
+    Process,
+    events,
+    free_ports,
+    get,
+    make_machine,
+    metric,
+    post,
+    put,
+    serve,
+    starting,
+)
 
 Start = Callable[..., Process]
 PLAIN, LAYERWISE = "MooncakeConnectorV1", "MooncakeLayerwiseConnector"
@@ -29,17 +41,8 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def start(root: Path, tmp_path: Path) -> Iterator[Start]:
     """Start processes; whatever is left of them is stopped at the end."""
-    started: list[Process] = []
-
-    def run(name: str, argv: list[str], machine: Path = root, **env: str) -> Process:
-        started.append(Process(machine, argv, tmp_path / f"{name}.log", env))
-        return started[-1]
-
-    yield run
-    for process in started:
-        if process.process.poll() is None:
-            process.process.kill()
-            process.process.wait()
+    with starting(root, tmp_path) as run:
+        yield run
 
 
 class Cluster:

@@ -12,7 +12,7 @@ import pytest
 from sandbox.engine.sim import config as configuration
 from sandbox.engine.sim.options import load_table, make_parser
 from sandbox.engine.sim.ray_executor import NodeWorkers, Part, parts, twice_addressed
-from tests.unit.engine_harness import MODEL, Process, free_ports, get, make_machine, post, put, serve, vllm
+from tests.unit.engine_harness import MODEL, Process, free_ports, get, make_machine, post, put, serve, starting, vllm
 
 Start = Callable[..., Process]
 PROMPT = {"model": "tiny", "prompt": "one two three", "max_tokens": 4}
@@ -25,16 +25,8 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(root: Path, tmp_path: Path) -> Iterator[Start]:
-    running: list[Process] = []
-
-    def begin(name: str, argv: list[str], **env: str) -> Process:
-        running.append(Process(root, argv, tmp_path / f"{name}.log", env))
-        return running[-1]
-
-    yield begin
-    for process in running:
-        process.process.kill()
-        process.process.wait()
+    with starting(root, tmp_path) as run:
+        yield run
 
 
 def listening(port: int) -> bool:

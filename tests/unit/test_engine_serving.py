@@ -24,6 +24,7 @@ from tests.unit.engine_harness import (
     metric,
     post,
     serve,
+    starting,
     vllm,
 )
 
@@ -39,17 +40,8 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def start(root: Path, tmp_path: Path) -> Iterator[Start]:
     """Start processes; whatever is left of them is stopped at the end."""
-    started: list[Process] = []
-
-    def run(name: str, argv: list[str], **env: str) -> Process:
-        started.append(Process(root, argv, tmp_path / f"{name}.log", env))
-        return started[-1]
-
-    yield run
-    for process in started:
-        if process.process.poll() is None:
-            process.process.kill()
-            process.process.wait()
+    with starting(root, tmp_path) as run:
+        yield run
 
 
 def kv_config(role: str, port: int, connector: str, decode: int = 2) -> str:

@@ -5,8 +5,10 @@
 
 All three put the same load on the same server, in turn, several times in an order that changes: as many streamed
 completions at a time, prompts of as many random tokens, answers of exactly as many. Prints the mean of each figure
-over the repeats and the ratio of ours to theirs with the range of the repeats; judges nothing. Figures of the simulator
-say nothing about hardware; here they only have to be the same for everyone.
+over the repeats and the ratio of ours to theirs with the range of the repeats; judges nothing. The last rows are what
+the server counted while each client was at work, warm-up included: a client that differs from them is wrong, and where
+they differ, the clients put another load. Figures of the simulator say nothing about hardware; here they only have to
+be the same for everyone.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ascent import bench  # noqa: E402
+from ascent.metrics import totals  # noqa: E402
 from sandbox.lib.engine import Engine, exclusive  # noqa: E402
 from tests.clients.conftest import environment  # noqa: E402
 from tests.unit.engine_harness import Process, free_ports, make_machine, serve  # noqa: E402
@@ -41,6 +45,13 @@ FIGURES = {
     "TPOT (ms)": "tpot_ms",
     "E2E (ms)": "e2e_ms",
     "output tokens/s": "output_throughput",
+    "TTFT by the server (ms)": "server_ttft_ms",
+    "E2E by the server (ms)": "server_e2e_ms",
+}
+#: What the server itself measured; clients that put their load otherwise differ in it as well.
+SERVER = {
+    "server_ttft_ms": "vllm:time_to_first_token_seconds",
+    "server_e2e_ms": "vllm:e2e_request_latency_seconds",
 }
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 
@@ -74,7 +85,8 @@ def ascent(load: Load, turn: int) -> Figures:
     )
     if result["errors"]:
         sys.exit(f"ascent: {result['error_samples']}")
-    return {name: result[name]["mean"] if isinstance(result[name], dict) else result[name] for name in FIGURES.values()}
+    told = {name: result.get(name) for name in FIGURES.values() if name not in SERVER}
+    return {name: value["mean"] if isinstance(value, dict) else value for name, value in told.items()}
 
 
 def vllm(load: Load, turn: int, image: str) -> Figures:
@@ -195,6 +207,25 @@ def real_image() -> Iterator[str]:
                 engine.stop()
 
 
+def counted(url: str) -> dict[str, tuple[float, float]]:
+    """Sum in seconds and count of what the server measures of its requests."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    page = opener.open(f"{url}/metrics", timeout=10).read().decode()
+
+    found = totals(page, [f"{metric}_{what}" for metric in SERVER.values() for what in ("sum", "count")])
+    return {name: (found[f"{metric}_sum"], found[f"{metric}_count"]) for name, metric in SERVER.items()}
+
+
+def beside(run: Callable[[int], Figures], url: str, turn: int) -> Figures:
+    """A client's figures, and the server's of the same time."""
+    before = counted(url)
+    figures = run(turn)
+    for name, (seconds, requests) in counted(url).items():
+        more = requests - before[name][1]
+        figures[name] = 1000 * (seconds - before[name][0]) / more if more else None
+    return figures
+
+
 def show(told: dict[str, list[Figures]], load: Load, simulated: bool) -> None:
     """The means, and our ratio to each other client in the same turn."""
     turns = len(told["ascent"])
@@ -255,7 +286,7 @@ def main() -> None:
         for turn in range(given.repeat):
             order = list(clients)
             for client in order[turn % 3 :] + order[: turn % 3]:
-                told[client].append(clients[client](turn))
+                told[client].append(beside(clients[client], load.url, turn))
         show(told, load, simulated=bench.is_simulated([f"{load.url}/version"]))
 
 

@@ -57,16 +57,16 @@ def gate(nodes: int, inventory: str, cluster: str, work: Path) -> dict[str, Any]
 
 
 def row(nodes: int, told: dict[str, Any]) -> dict[str, float]:
-    """Medians over the nodes."""
-    meshes = [one for one in told["mesh"].values() if one and one["pairs"]]
-    planes = [one for one in told["control_plane"].values() if one]
+    """Medians over the nodes that have a part in the plan."""
+    part = [host for host, one in told["npus"].items() if one and one["devices"]]
+    meshes, planes, npus = ([told[name][host] for host in part] for name in ("mesh", "control_plane", "npus"))
     return {
         "pairs": statistics.median(len(one["pairs"]) for one in meshes),
         "mesh": statistics.median(one["seconds"] for one in meshes),
         "peer": statistics.median(one["seconds"] for one in meshes) / (nodes - 1),
         "ports": statistics.median(one["seconds"] for one in planes),
-        "calls": statistics.median(one["calls"] for one in told["npus"].values() if one),
-        "devices": statistics.median(one["seconds"] for one in told["npus"].values() if one),
+        "calls": statistics.median(one["calls"] for one in npus),
+        "devices": statistics.median(one["seconds"] for one in npus),
         "gate": told["seconds"],
     }
 

@@ -32,6 +32,7 @@ Seconds count from the first sign to the finding:
 
 - *log line*: the stamp of the line in the container's log on its node. What Ansible needs to start the other nodes'
   containers, before the watch begins, is part of it.
+- *last progress*: where nothing is written any more, the limit (`engine_stall_seconds`, 15 in this row) is part of it.
 - *start of the stage*, *start of the run*: the fault was there before anybody looked, so the seconds are those that an
   operator waits, with whatever the stages have to read and measure by then.
 

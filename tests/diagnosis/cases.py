@@ -126,7 +126,7 @@ CASES = (
     _engine("D21", "decode-0-headless-1", "max-model-len"),
     _engine("D22", "decode-0-headless-1", "Lower gpu-memory-utilization"),
     _engine("D25", "decode-0-head", "Run as root"),
-    _engine("D28", "decode-0-headless-1", "docker logs", finding="process-exited"),
+    _engine("D28", "decode-0-headless-1", "Read dmesg"),
     _engine("D29", "prefill-0-head", "enable_cpu_binding: false"),
     _engine("E04", "decode-0-head", "ASCEND_CONNECT_TIMEOUT"),
     _engine("E05", "decode-0-headless-1", "--tags verify"),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.diagnosis.cases import CASES, Case
+from tests.diagnosis.cases import CASES, STALL, Case
 from tests.diagnosis.conftest import Run, Site, moment
 
 RECIPE = Path(__file__).with_name("recipe.yml")
@@ -38,6 +38,9 @@ def first_sign(run: Run, case: Case, error: dict[str, Any]) -> tuple[str, float]
         return "start of the stage", run.stage(case.stage)["begun"]
     if case.stage != "launch":
         return "start of the run", run.started
+    watched = run.stage("launch")["metrics"]["launch"]
+    if case.options == STALL:
+        return "last progress", watched["ended"] - watched["seconds"] + watched["progress_seconds"]
     stamped = STAMPED.search(error["evidence"])
     assert stamped, error
     return "log line", moment(stamped[1])

@@ -618,6 +618,30 @@ def test_what_was_overcome_on_the_way_is_no_finding():
     assert found["cause"] == "Not known: it wrote nothing into its log."
 
 
+def test_what_is_overcome_elsewhere_explains_a_process_that_ended_with_it():
+    state = started()
+    binding = [f"{stamp(1)} INFO starting", f"{stamp(2)} RuntimeError: taskset: failed to set pid 1's affinity"]
+    state.absorb("n1", answer("n1", lines=binding, state="exited", code=1), 103)
+    state.verdict(200)
+    (told,) = state.findings()
+    assert (told["id"], told["host"]) == ("D29", "n1")
+    assert "prefill-0-head, line 2" in told["evidence"]
+    # Its policy may have started it again before anybody looked; the first to be seen is then another of its group.
+    state = started()
+    state.absorb("n1", answer("n1", lines=binding, restarts=1), 103)
+    state.absorb("n3", answer("n3", lines=[f"{stamp(3)} lost the front-end"], state="exited", code=1), 103)
+    state.verdict(200)
+    assert [(one["id"], one["host"]) for one in state.findings()] == [("D29", "n1"), ("process-exited", "n3")]
+    # Said on the way and overcome, it is not what the process ended of.
+    state = started()
+    overcome = [f"{stamp(1)} taskset: failed to set pid 1's affinity", f"{stamp(2)} INFO going on without"]
+    state.absorb(
+        "n1", answer("n1", lines=[*overcome, f"{stamp(3)} ValueError: no such thing"], state="exited", code=1), 103
+    )
+    state.verdict(200)
+    assert state.findings()[0]["id"] == "process-exited"
+
+
 def test_a_failure_nobody_knows_says_so_and_shows_the_lines_that_tell_most():
     state = started()
     lines = [

@@ -64,6 +64,8 @@ _RECENT = 100
 _TIMES = re.compile(r"(\b\d\d-\d\d )?\b\d\d:\d\d:\d\d([.,]\d+)?")
 _STATES = {"R": "running", "S": "sleeping", "D": "waiting for storage or a device", "T": "stopped", "Z": "ended"}
 _UNKNOWN = "Not known: no entry of the catalogue (docs/reference/findings.md) fits its log. The lines above say most."
+# What a process says that ended because others of its group did.
+_LOST_GROUP = "D07"
 # So long are all nodes waited for after a bad sign; most answer within a second.
 _GRACE = 4.0
 _PATIENCE = 3
@@ -412,6 +414,10 @@ class Watch:
         fatal = {entry["id"] for entry in self.catalogue["findings"] if diagnosis.is_fatal(entry)}
         causes = [(since, self._with_tail(item)) for since, item in told if item["id"] in fatal]
         explained = {item["evidence"].partition(",")[0] for _, item in causes}
+        # What ends no launch by itself still explains a process that ended with it.
+        last_words = [(since, self._with_tail(item)) for since, item in told if self._is_last_word(item, explained)]
+        causes += last_words
+        explained |= {item["evidence"].partition(",")[0] for _, item in last_words}
         # What a diagnosed process did next is no finding of its own.
         troubles = [
             (self._ended(name), self._told(name, trouble))
@@ -435,6 +441,17 @@ class Watch:
         hosts = {process.name: process.host for process in self.processes.values()}
         ahead = {process.name: self._clock(process) for process in self.processes.values()}
         return diagnosis.timed(logs, self.catalogue, hosts=hosts, ahead=ahead)
+
+    def _is_last_word(self, item: dict[str, Any], explained: set[str]) -> bool:
+        """Whether a finding is the last that a process tells which ended, if only for a moment, unexplained."""
+        name, _, place = item["evidence"].partition(", line ")
+        restarted = {process.name for process in self.processes.values() if process.restarts}
+        ended = ({process for _, process in self._troubles} | restarted) - explained
+        if item["severity"] != "error" or name not in ended or item["id"] == _LOST_GROUP:
+            return False
+        telling = self._telling(self.processes[name]).splitlines()
+        said = diagnosis.unnumbered(_text(place.partition(": ")[2]))
+        return bool(telling) and diagnosis.unnumbered(telling[-1]) == said
 
     def _clock(self, process: _Process) -> float:
         """Seconds by which the clock that stamps a process's lines is ahead of the controller's."""
@@ -460,7 +477,7 @@ class Watch:
         lost = {
             process.name
             for process in self.processes.values()
-            if any(item["id"] == "D07" for item in diagnosis.diagnose("\n".join(process.lines), self.catalogue))
+            if any(item["id"] == _LOST_GROUP for item in diagnosis.diagnose("\n".join(process.lines), self.catalogue))
         }
         names = {f"{name} on {process.host} " for name, process in self.processes.items() if name in lost}
         echo = "It lost the other processes of its group; the first finding says why."

@@ -587,6 +587,14 @@ def test_figures_tell_when_things_last_went_on_and_when_processes_ended():
     assert figures["processes"]["decode-0-head"]["ended"] is None
 
 
+def test_a_plan_of_jobs_alone_has_nothing_to_wait_for():
+    state = watch.Watch({"processes": []}, CATALOGUE, 100.0)
+    assert watch.run(state, {}, show=pytest.fail, clock=lambda: 102.0) == "ready"
+    figures = state.metrics(102.0)
+    assert (figures["ready_seconds"], figures["progress_seconds"], figures["processes"]) == (2.0, 0.0, {})
+    assert (state.findings(), state.logs()) == ([], {})
+
+
 def test_a_silent_end_before_the_first_telling_line_comes_first():
     state = started()
     echo = ["2026-01-01T00:00:09Z [EI0006] wait socket establish timeout"]

@@ -604,7 +604,8 @@ class Watch:
         ``ready_seconds`` is None after a failure, ``progress_seconds`` is when anything last went on; a process has the
         time at which it reached each phase, and ``ended``, in seconds since 1970 by the controller's clock.
         """
-        moved = max(process.moved_at for process in self.processes.values())
+        # A plan of offline jobs starts nothing that could move.
+        moved = max((process.moved_at for process in self.processes.values()), default=self.started)
         return {
             "seconds": round(now - self.started, 1),
             "ready_seconds": round(now - self.started, 1) if self.failed_at is None else None,

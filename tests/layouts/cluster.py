@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,3 +106,11 @@ class Site:
         """A run of status.yml, and its findings by id and host."""
         run = self.road.play("playbooks/status.yml")
         return run, {(one["id"], one["host"]) for one in run.stage("status")["findings"]}
+
+
+def until(holds: Callable[[], bool], seconds: float) -> None:
+    """Ask once a second until it holds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(1)

@@ -9,13 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.driver import ROOT
-from tests.layouts.cluster import CLUSTER, INVENTORY, Site
+from tests.layouts.cluster import CLUSTER, INVENTORY, Site, until
 
 PLACES = {
     "lay-01 prefill-0-head",
@@ -75,13 +74,6 @@ def power(verb: str, *nodes: str) -> None:
     command = [sys.executable, "sandbox/cluster.py", verb, "--inventory", str(INVENTORY)]
     running = [subprocess.Popen([*command, node], cwd=ROOT) for node in nodes]
     assert [one.wait(timeout=300) for one in running] == [0] * len(nodes)
-
-
-def until(holds: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(1)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.layouts.cluster import NODES, Site
+from tests.layouts.cluster import NODES, Site, until
 
 PROXY = f"http://{NODES['lay-01']}:8010"
 PREFILL = [f"{NODES['lay-01']}:30060", f"{NODES['lay-01']}:30061"]
@@ -62,9 +62,9 @@ def test_instances_come_and_go(site: Site) -> None:
     assert ("instance-idle", "lay-01") in {(one["id"], one["host"]) for one in told.findings()}
 
     ask(site, "/instances/add", {"type": "prefill", "instances": PREFILL[1]})
-    assert json.loads(ask(site, "/healthcheck"))["prefill_instances"] == 2
-    for number in range(4):
-        complete(site, number)
-    assert prefilled(site)[1] > after[1]
+    # The proxy looks every ten seconds for those that wait to be added, and takes in who answers.
+    until(lambda: json.loads(ask(site, "/healthcheck"))["prefill_instances"] == 2, 30)
+    # Of idle instances it asks the first: only requests that come together, as those of the checks, reach both.
     checked = site.road.play("deploy.yml", "--tags", "check", "-e", f"recipe={site.recipe('pd-2p1d')}")
     assert checked.rc == 0, checked.stdout
+    assert prefilled(site)[1] > after[1]

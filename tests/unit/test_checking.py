@@ -46,3 +46,18 @@ def test_workers_without_an_api_are_asked_for_their_health_only():
     )
     assert [one.get("models_url") for one in checking.health_endpoints(plan)] == [None, None]
     assert checking.version_urls(plan) == []
+
+
+def test_checks_run_where_clients_talk_to_or_on_the_first_host_of_a_plan_that_serves_nothing():
+    plan = plan_of()
+    router = next(one for one in plan["processes"] if one["name"] == "router")
+    assert checking.endpoint_host(plan) == router["host"]
+    jobs = plan_of(
+        pools={"offline": {"role": "offline", "tensor_parallel": 4, "executor": "mp"}},
+        jobs={"offline": {"tool": "offline", "prompts": ["Hello"]}},
+        router=None,
+        kv_transfer=None,
+        reference=None,
+    )
+    assert jobs["endpoint"] is None
+    assert checking.endpoint_host(jobs) == "n000"

@@ -119,6 +119,7 @@ def _fabric(
                 "mesh": meshes,
                 "control_plane": told("ascent_control_plane"),
                 "collectives": ran,
+                "torch": told("ascent_torch"),
             },
         },
         "verdict": composed["verdict"] if whole else None,

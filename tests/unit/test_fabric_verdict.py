@@ -3,13 +3,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from ascent.fabric import devices, pairs, verdict
 from ascent.findings import finding
-from ascent_controller import signatures
+from ascent_controller import judges, signatures
 from tests.unit.fabric_facts import Cluster
 
 DEAD = {"received": 0, "min_us": None, "avg_us": None, "max_us": None}
@@ -190,6 +191,17 @@ def test_verdict_is_reused_only_while_it_holds():
     assert not verdict.reusable(None, "k", 1000.0, 2)
     # As an earlier version kept it: without a depth.
     assert not verdict.reusable({"ok": True, "key": "k", "measured": 1000.0}, "k", 1000.0, 2)
+
+
+@pytest.mark.parametrize(("age", "due"), [("1", True), ("3", False), (3, False)])
+def test_the_age_may_be_given_on_the_command_line(age, due):
+    cluster = Cluster()
+    kept = {"ok": True, "key": verdict.key(cluster.plan, cluster.nodes), "measured": time.time() - 7200}
+    kept.update(depth="standard", mesh="planned", pairs=24)
+    facts = {host: {"ascent_node": {**node, "state": {"fabric": kept}}} for host, node in cluster.nodes.items()}
+    gate = judges.JUDGES["fabric_gate"]
+    told = gate(cluster.plan, facts, wanted="auto", max_age_hours=age, depth="standard", mesh="planned")
+    assert told["due"] is due
 
 
 def test_one_server_without_npus_has_nothing_to_prove():

@@ -54,7 +54,8 @@ def _fabric_gate(
     serving = bool(collectives.busy(nodes, plan["hosts"]))
     if not verdict.due(plan):
         return {"findings": [], "due": False, "serving": serving}
-    key, now = verdict.key(plan, nodes), time.time()
+    # A number that is given with -e arrives as text.
+    key, now, max_age_hours = verdict.key(plan, nodes), time.time(), float(max_age_hours)
     kept = [((node or {}).get("state") or {}).get("fabric") for node in nodes.values()]
     if wanted == "force" or not all(
         verdict.reusable(one, key, now, max_age_hours, depth, mesh, serving) for one in kept

@@ -225,3 +225,33 @@ def test_a_failed_verdict_is_not_reused(site: Site):
     healed = site.verify("-e", "verify_depth=quick")
     assert healed.ok
     assert "fabric : Read the devices" in healed.tasks
+
+
+@pytest.mark.thorough
+def test_a_verdict_holds_as_long_as_it_may_and_while_its_ground_is_the_same(site: Site):
+    def measured(*arguments: str) -> Verified | None:
+        seen = site.verify("-e", "verify_depth=quick", *arguments)
+        return seen if "fabric : Read the devices" in seen.tasks else None
+
+    assert measured("-e", "verify=force")
+    assert not measured()
+    # Two hours later, as one of the nodes has it.
+    path = f"/var/lib/ascent/{CLUSTER}/fabric.json"
+    older = f"""
+import json, pathlib
+path = pathlib.Path("{path}")
+kept = json.loads(path.read_text())
+path.write_text(json.dumps({{**kept, "measured": kept["measured"] - 7200}}))
+"""
+    words = site.cluster.ssh(site.cluster.node("d-02"), "python3", "-")
+    subprocess.run(words, input=older, text=True, check=True, capture_output=True, timeout=LIMIT)
+    assert not measured()
+    assert measured("-e", "verify_max_age_hours=1")
+    assert not measured("-e", "verify_max_age_hours=1")
+    try:
+        assert site.control.inject("d-02", find("C12"), ["device=2", "peer=d-01", "where=conf"])[1]
+        changed = measured()
+    finally:
+        site.control.heal("d-02")
+    assert changed
+    assert changed.told() == {("hccn-conf-differs", "error", "d-02")}

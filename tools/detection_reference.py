@@ -41,8 +41,9 @@ other work: the last column is the load of the machine, of which {cores} is all 
 devices are simulated.
 
 `bench/launch.py` measures the watch alone, with faults that come when it has begun, as those of real engines do: these
-take longer to start. With nothing else to do, the same machine told that a launch over three nodes was ready 0.1 to 0.3
-seconds after it was (3 launches), and named a fatal line or a silent end after 0.8 to 1.2 seconds (6 faults; 2026-11-21).
+take longer to start. With nothing else to do, the same machine told that a launch over three nodes was ready 0.1 to
+0.3 seconds after it was (3 launches), and named a fatal line or a silent end after 0.8 to 1.2 seconds (6 faults;
+2026-11-21).
 
 This page is generated: `python tools/detection_reference.py`.
 """

@@ -139,5 +139,5 @@ CASES = (
     _request("D07", "prefill-0-head", "the worker that ended first"),
     _request("D27", "decode-0-headless-1", "npu-smi info -t health"),
     _request("E13", "decode-0-head", "each engine by itself", host=None),
-    _request("G01", "decode-0-head", "", host=None),
+    _request("G01", "decode-0-head", "--enforce-eager", host=None),
 )

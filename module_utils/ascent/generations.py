@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 import hashlib
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Set, Tuple
+from typing import Any, Collection, Dict, Iterable, List, Mapping, Optional, Set, Tuple
 
 from .errors import AscentError
 
@@ -150,16 +150,20 @@ def running_of(node: Optional[Mapping[str, Any]]) -> List[Dict[str, Any]]:
 
 
 def to_stop(
-    plan: Mapping[str, Any], decision: Mapping[str, Any], nodes: Mapping[str, Optional[Mapping[str, Any]]]
+    plan: Mapping[str, Any],
+    decision: Mapping[str, Any],
+    nodes: Mapping[str, Optional[Mapping[str, Any]]],
+    edited: Collection[str] = (),
 ) -> List[str]:
     """Processes that run and have to end on all hosts before any of their instance starts.
 
     Those are all of an instance of which one doesn't run, or not as it should. The ranks of an instance know each other
     only from a common start: one that outlived its peers never gets well, and may join a new head just before it ends.
     The same holds for all engines when the store of their KV cache starts anew: what they know of it is gone.
-    ``nodes`` maps hosts to their ``ascent_node`` facts.
+    ``nodes`` maps hosts to their ``ascent_node`` facts. ``edited`` are processes whose unit somebody changed by hand:
+    it is written again, and they start anew with it.
     """
-    right, alive = _seen(decision, nodes)
+    right, alive = _seen(decision, nodes, edited)
     stores = [process["name"] for process in plan["processes"] if process["kind"] == "kv-store"]
     all_of_them = not right.issuperset(stores)
     return [
@@ -172,16 +176,20 @@ def to_stop(
 
 
 def waves(
-    plan: Mapping[str, Any], decision: Mapping[str, Any], nodes: Mapping[str, Optional[Mapping[str, Any]]]
+    plan: Mapping[str, Any],
+    decision: Mapping[str, Any],
+    nodes: Mapping[str, Optional[Mapping[str, Any]]],
+    edited: Collection[str] = (),
 ) -> List[List[str]]:
     """Processes in the groups in which all hosts start them, each group before any of the next.
 
     First what engines look for (KV store, services), then Ray's heads, then all engines together, since a head is not
     ready before its ranks have joined, then late services and routers. A group in which nothing has to start goes along
-    with the one before it: a launch that changes nothing has a single one. ``nodes`` as for `to_stop`.
+    with the one before it: a launch that changes nothing has a single one. ``nodes`` and
+    ``edited`` as for `to_stop`.
     """
-    right, _alive = _seen(decision, nodes)
-    stopping = set(to_stop(plan, decision, nodes))
+    right, _alive = _seen(decision, nodes, edited)
+    stopping = set(to_stop(plan, decision, nodes, edited))
     engines = [process for process in plan["processes"] if process["instance"]]
     needed = {name for process in engines for name in process["starts_after"]}
     groups: List[List[str]] = [[], [], [], []]
@@ -205,7 +213,7 @@ def waves(
 
 
 def _seen(
-    decision: Mapping[str, Any], nodes: Mapping[str, Optional[Mapping[str, Any]]]
+    decision: Mapping[str, Any], nodes: Mapping[str, Optional[Mapping[str, Any]]], edited: Collection[str]
 ) -> Tuple[Set[Optional[str]], Set[Optional[str]]]:
     """Names of processes that run as they should, and of those that run at all."""
     right, alive = set(), set()
@@ -216,7 +224,7 @@ def _seen(
             wanted = decision["processes"].get(name, {}).get("definition")
             if container["state"] in ("running", "restarting"):
                 alive.add(name)
-            if container["state"] == "running" and labels.get("ascent.definition") == wanted:
+            if container["state"] == "running" and labels.get("ascent.definition") == wanted and name not in edited:
                 right.add(name)
     return right, alive
 

@@ -5,7 +5,7 @@ A unit tells whose it is by keys that systemd passes over (``X-…``): the same 
 
 from __future__ import annotations
 
-__all__ = ["DIRECTORY", "PROPERTIES", "edited", "labels_of", "parse_show", "plan", "state_of", "text"]
+__all__ = ["DIRECTORY", "PROPERTIES", "edited", "labels_of", "parse_show", "plan", "rewritten", "state_of", "text"]
 
 import re
 import time
@@ -73,6 +73,26 @@ def edited(found: Mapping[str, Any], unit: Mapping[str, Any], script: str, *, ma
     # One for all units of engines is the tuning's.
     own = [path for path in found["drop_ins"] if f"/{found['name']}.d/" in path]
     return own[0] if own else None
+
+
+def rewritten(
+    plan: Mapping[str, Any], nodes: Mapping[str, Optional[Mapping[str, Any]]], root: str, *, managed: str
+) -> List[str]:
+    """Processes whose unit file was changed by hand, so that a launch writes it again and starts them anew.
+
+    ``nodes`` are ``ascent_node`` facts by host, ``root`` is the cluster's directory with its generations. A drop-in is
+    none of ours and stays.
+    """
+    planned = {process["unit"]["name"]: process for process in plan["processes"] if process.get("unit")}
+    found = []
+    for node in nodes.values():
+        for one in ((node or {}).get("units") or {}).get("units") or ():
+            process = planned.get(one["name"])
+            if process is not None:
+                script = f"{root}/generations/{one['labels'].get('ascent.generation')}/{process['name']}.sh"
+                if edited(one, process["unit"], script, managed=managed) == f"{DIRECTORY}/{one['name']}":
+                    found.append(process["name"])
+    return sorted(found)
 
 
 def labels_of(content: str) -> Dict[str, str]:

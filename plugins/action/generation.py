@@ -11,7 +11,7 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
-from ascent import access, generations
+from ascent import access, generations, units
 from ascent_controller import access_settings, facts, render
 
 
@@ -54,7 +54,7 @@ class ActionModule(ActionBase):
                 task_vars=task_vars,
             )
         )
-        seen = (plan, decision, nodes)
+        seen = (plan, decision, nodes, units.rewritten(plan, nodes, self._task.args["root"], managed=render.MANAGED))
         steps = {"stop": generations.to_stop(*seen), "waves": generations.waves(*seen)}
         result["ansible_facts"] = {"ascent_generation": {**steps, **decision}}
         return result

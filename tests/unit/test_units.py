@@ -275,6 +275,38 @@ def test_instances_of_units_start_together(plan: dict[str, Any]) -> None:
     assert generations.to_stop(plan, decision, nodes) == [first["name"]]
 
 
+def test_a_unit_changed_by_hand_ends_all_of_its_instance(plan: dict[str, Any]) -> None:
+    root, number = "/etc/ascent/a3-cluster", 1
+    decision = generations.decide(plan, {}, dict.fromkeys(plan["hosts"]))
+    nodes: dict[str, dict[str, Any]] = {host: {"units": {"units": []}} for host in plan["hosts"]}
+    for process in plan["processes"]:
+        labels = {
+            "cluster": "a3-cluster",
+            "process": process["name"],
+            "generation": number,
+            "definition": decision["processes"][process["name"]]["definition"],
+        }
+        script = f"{root}/generations/{number}/{process['name']}.sh"
+        found = {
+            "name": process["unit"]["name"],
+            "text": units.text(process["unit"], script, labels, managed="# ours", stop_seconds=30),
+            "labels": {f"ascent.{name}": str(value) for name, value in labels.items()},
+            "drop_ins": [],
+            "state": "running",
+        }
+        nodes[process["host"]]["units"]["units"].append(found)
+    names = [process["name"] for process in plan["processes"]]
+    assert units.rewritten(plan, nodes, root, managed="# ours") == []
+    head = nodes[plan["processes"][0]["host"]]["units"]["units"][0]
+    head["drop_ins"] = [f"{units.DIRECTORY}/{head['name']}.d/override.conf"]
+    assert units.rewritten(plan, nodes, root, managed="# ours") == [], "a launch does not touch it"
+    head["text"] = head["text"].replace("RestartSec=", "RestartSec=7")
+    edited = units.rewritten(plan, nodes, root, managed="# ours")
+    assert edited == names[:1]
+    assert generations.to_stop(plan, decision, nodes) == []
+    assert generations.to_stop(plan, decision, nodes, edited) == names
+
+
 # -- the import check --------------------------------------------------------------------------------------------------
 
 

@@ -40,7 +40,7 @@ class Layout:
 
     ``change`` is merged into the recipe; ``restarts`` are places (`HOST PROCESS`); ``shows`` is what the script of the
     first of them holds with the change; ``units``: engines run outside containers; ``limits``: what docker says of each
-    container's settings.
+    container's settings; ``told``: findings of a healthy status, by id and host.
     """
 
     recipe: str
@@ -50,6 +50,7 @@ class Layout:
     shows: str
     units: bool = False
     limits: Mapping[str, Any] = field(default_factory=lambda: {"Privileged": False, "Memory": 0})
+    told: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def places(self) -> set[str]:

@@ -102,6 +102,37 @@ def test_a_wrong_network_card(gate: Gate, nic: str):
     assert all(nic in one["summary"] for one in verdict["findings"] if one["id"] == "C07")
 
 
+#: Beside faults of the sandbox: what is done to m-03, and what undoes it.
+NAMES = ("sed -i 's/^198.19.64.11\\b/198.19.64.99/' /etc/hosts", "sed -i 's/^198.19.64.99\\b/198.19.64.11/' /etc/hosts")
+LARGE = "INPUT --in-interface eth0 --protocol icmp --match length --length 1400:65535 --jump DROP"
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("done", "undone", "id", "severity", "words"),
+    [
+        ("", "", "D08", "warning", "the own name of m-03, m-03, is 127.0.1.1 there"),
+        ("", "", "D24", "error", "m-03 "),
+        (*NAMES, "control-name-differs", "warning", "m-03 takes m-01 for 198.19.64.99, not 198.19.64.11"),
+        (f"iptables -A {LARGE}", f"iptables -D {LARGE}", "control-mtu-path", "error", "between the hosts: m-03"),
+    ],
+    ids=["own-name", "clock", "name", "mtu"],
+)
+def test_a_fault_of_a_hosts_own_network(gate: Gate, done: str, undone: str, id: str, severity: str, words: str):
+    if done:
+        gate.shell("m-03", done)
+    else:
+        gate.broken("m-03", id)
+    try:
+        verdict = gate.verify(*NO_COLLECTIVES)
+    finally:
+        if undone:
+            gate.shell("m-03", undone)
+    told = [one for one in verdict["findings"] if one["severity"] != "info" and one["id"] != "G02"]
+    assert [(one["id"], one["severity"], one["host"]) for one in told] == [(id, severity, "m-03")]
+    assert words in told[0]["summary"]
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("when", ["alone", "across"])
 def test_a_node_that_hangs_in_a_collective(gate: Gate, when: str):
@@ -218,3 +249,22 @@ def test_a_container_that_sees_other_addresses(gate: Gate, how: str, id: str, wo
         gate.shell("m-02", "docker rm --force engine")
     assert errors(verdict) == [(id, "m-02")]
     assert summary(verdict, id) == words
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures("engine_image")
+def test_a_cluster_that_serves_keeps_its_devices_unless_forced(gate: Gate):
+    name = "ascent-mesh-serve-0-headless-1"
+    kept = "cat /var/lib/ascent/mesh/fabric.json"
+    try:
+        gate.shell("m-02", f"docker run --detach --name {name} --label ascent.cluster=mesh {ENGINE} sleep 600")
+        left = gate.verify()
+        part = json.loads(gate.shell("m-01", kept))
+        forced = gate.verify("-e", "fabric_collectives=force")
+    finally:
+        gate.shell("m-02", f"docker rm --force {name}")
+    assert errors(left) == errors(forced) == []
+    assert summary(left, "collectives-skipped") == f"no collectives were run: the cluster is serving ({name} on m-02)"
+    assert (left["facts"]["collectives"], part["left_out"]) == (None, ["collectives"])
+    assert forced["facts"]["collectives"]["ran"]
+    assert json.loads(gate.shell("m-01", kept))["left_out"] == []

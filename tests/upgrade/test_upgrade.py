@@ -125,7 +125,8 @@ def test_what_is_worse_is_undone_by_itself(road: Road, tmp_path: Path, env: dict
     assert run.rc != 0
     undone = told(run)["upgrade-rolled-back"]
     assert f"[{reason}]" in undone["evidence"], undone
-    assert f"generation {number} serves again, as generation {number + 2}" in undone["summary"]
+    # Which one was last remembered as good depends on what was undone before; that it serves is looked at below.
+    assert f"serves again, as generation {number + 2}" in undone["summary"]
     assert serving(road) == (number + 2, images)
     measured = run.stage("upgrade")["metrics"]["upgrade"]
     assert measured["rolled_back"]

@@ -5,7 +5,18 @@ A unit tells whose it is by keys that systemd passes over (``X-…``): the same 
 
 from __future__ import annotations
 
-__all__ = ["DIRECTORY", "PROPERTIES", "edited", "labels_of", "parse_show", "plan", "rewritten", "state_of", "text"]
+__all__ = [
+    "DIRECTORY",
+    "PROPERTIES",
+    "edited",
+    "edited_of",
+    "labels_of",
+    "parse_show",
+    "plan",
+    "rewritten",
+    "state_of",
+    "text",
+]
 
 import re
 import time
@@ -75,24 +86,37 @@ def edited(found: Mapping[str, Any], unit: Mapping[str, Any], script: str, *, ma
     return own[0] if own else None
 
 
+def edited_of(
+    plan: Mapping[str, Any], nodes: Mapping[str, Optional[Mapping[str, Any]]], root: str, *, managed: str
+) -> List[Tuple[str, str, str]]:
+    """``(host, process, file)`` of every unit of the plan that somebody changed by hand; `edited` says how.
+
+    ``nodes`` are ``ascent_node`` facts by host, ``root`` is the cluster's directory with its generations.
+    """
+    planned = {process["unit"]["name"]: process for process in plan["processes"] if process.get("unit")}
+    found = []
+    for host, node in nodes.items():
+        for one in ((node or {}).get("units") or {}).get("units") or ():
+            process = planned.get(one["name"])
+            if process is None:
+                continue
+            script = f"{root}/generations/{one['labels'].get('ascent.generation')}/{process['name']}.sh"
+            path = edited(one, process["unit"], script, managed=managed)
+            if path:
+                found.append((host, process["name"], path))
+    return found
+
+
 def rewritten(
     plan: Mapping[str, Any], nodes: Mapping[str, Optional[Mapping[str, Any]]], root: str, *, managed: str
 ) -> List[str]:
     """Processes whose unit file was changed by hand, so that a launch writes it again and starts them anew.
 
-    ``nodes`` are ``ascent_node`` facts by host, ``root`` is the cluster's directory with its generations. A drop-in is
-    none of ours and stays.
+    The arguments are those of `edited_of`. A drop-in is none of ours and stays.
     """
-    planned = {process["unit"]["name"]: process for process in plan["processes"] if process.get("unit")}
-    found = []
-    for node in nodes.values():
-        for one in ((node or {}).get("units") or {}).get("units") or ():
-            process = planned.get(one["name"])
-            if process is not None:
-                script = f"{root}/generations/{one['labels'].get('ascent.generation')}/{process['name']}.sh"
-                if edited(one, process["unit"], script, managed=managed) == f"{DIRECTORY}/{one['name']}":
-                    found.append(process["name"])
-    return sorted(found)
+    names = {process["name"]: process["unit"]["name"] for process in plan["processes"] if process.get("unit")}
+    found = edited_of(plan, nodes, root, managed=managed)
+    return sorted(process for _, process, path in found if path == f"{DIRECTORY}/{names[process]}")
 
 
 def labels_of(content: str) -> Dict[str, str]:

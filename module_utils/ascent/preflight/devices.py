@@ -42,6 +42,11 @@ def number_of(device: Facts, position: int) -> int:
     return int(position if device["phy_id"] is None else device["phy_id"])
 
 
+def _table(npu: Facts) -> Dict[int, Facts]:
+    """The rows of npu-smi's table by the number of their device."""
+    return {number_of(one, position): one for position, one in enumerate(npu["info"]["devices"])}
+
+
 def _tool_failure(context: Context, host: str, node: Facts, said: str) -> Dict[str, Any]:
     occupied = "-8020" in said
     if occupied:
@@ -72,7 +77,7 @@ def check(context: Context, host: str, node: Facts) -> Findings:
     if npu.get("info") is None:
         return [_tool_failure(context, host, node, str(npu.get("error") or "npu-smi printed nothing"))]
     found = []
-    table = {number_of(one, position): one for position, one in enumerate(npu["info"]["devices"])}
+    table = _table(npu)
     files = set(npu.get("device_files", ()))
     wanted = {
         str(file["source"] if isinstance(file, Mapping) else file).split(":", 1)[0]
@@ -204,7 +209,7 @@ def occupied(plan: Facts, host: str, node: Facts) -> Findings:
     """Planned devices of a host that somebody else uses, or whose memory somebody left behind."""
     if not chips_are("ascend", plan["hosts"][host]) or not part(node, "npu", "info"):
         return []
-    table = {number_of(one, position): one for position, one in enumerate(part(node, "npu", "info")["devices"])}
+    table = _table(node["npu"])
     return _occupied(
         host, node, {number: table[number] for number in plan["hosts"][host]["devices"] if number in table}
     )

@@ -179,23 +179,10 @@ def _status(
         for host, texts in render.files(plan).items()
     }
     nodes = _nodes(facts)
-    return status.judge(plan, nodes, endpoints, written, digests, _edited_units(plan, nodes, root))
-
-
-def _edited_units(plan: Plan, nodes: Mapping[str, Mapping[str, Any] | None], root: str) -> dict[str, list[str]]:
-    """Files of units that are not as a launch wrote them, by host."""
-    planned = {process["unit"]["name"]: process for process in plan["processes"] if process.get("unit")}
-    found: dict[str, list[str]] = {}
-    for host, node in nodes.items():
-        for one in ((node or {}).get("units") or {}).get("units") or ():
-            process = planned.get(one["name"])
-            if process is None:
-                continue
-            scripts = f"{root}/{plan['cluster']}/generations/{one['labels'].get('ascent.generation')}"
-            path = units.edited(one, process["unit"], f"{scripts}/{process['name']}.sh", managed=render.MANAGED)
-            if path:
-                found.setdefault(host, []).append(path)
-    return found
+    edited: dict[str, list[str]] = {}
+    for host, _, path in units.edited_of(plan, nodes, f"{root}/{plan['cluster']}", managed=render.MANAGED):
+        edited.setdefault(host, []).append(path)
+    return status.judge(plan, nodes, endpoints, written, digests, edited)
 
 
 def _job_known(plan: Plan, facts: Facts, *, job: str) -> dict[str, Any]:  # noqa: ARG001 - one signature for all

@@ -25,7 +25,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urljoin
@@ -413,11 +413,10 @@ class Watch:
             return rest
         fatal = {entry["id"] for entry in self.catalogue["findings"] if diagnosis.is_fatal(entry)}
         causes = [(since, self._with_tail(item)) for since, item in told if item["id"] in fatal]
-        explained = {item["evidence"].partition(",")[0] for _, item in causes}
+        explained = _blamed(causes)
         # What ends no launch by itself still explains a process that ended with it.
-        last_words = [(since, self._with_tail(item)) for since, item in told if self._is_last_word(item, explained)]
-        causes += last_words
-        explained |= {item["evidence"].partition(",")[0] for _, item in last_words}
+        causes += [(since, self._with_tail(item)) for since, item in told if self._is_last_word(item, explained)]
+        explained = _blamed(causes)
         # What a diagnosed process did next is no finding of its own.
         troubles = [
             (self._ended(name), self._told(name, trouble))
@@ -629,6 +628,11 @@ class Watch:
             for process in self.processes.values()
             if process.lines
         }
+
+
+def _blamed(causes: Sequence[tuple[float | None, dict[str, Any]]]) -> set[str]:
+    """The processes whose logs these findings were told by."""
+    return {item["evidence"].partition(",")[0] for _, item in causes}
 
 
 def _since(one: tuple[float | None, dict[str, Any]]) -> float:

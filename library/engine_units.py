@@ -110,26 +110,27 @@ def write(name, text):
 
 
 def apply(module, steps, texts):
-    """Do the steps; systemd reads its files again once, before the first that needs them."""
-    stale = False
+    """Do the steps; systemd reads its files again before the first start, after all that is written."""
+    read = all(step["do"] == "stop" for step in steps)
     for step in steps:
         name = step["unit"]
         if step["do"] == "remove":
             run(module, "disable", "--now", name)
             os.unlink(os.path.join(units.DIRECTORY, name))
-            stale = True
+            read = False
         elif step["do"] == "write":
             write(name, texts[name])
-            stale = True
+            read = False
         else:
-            if stale:
+            # An interrupted run may have left a file that systemd has not read yet.
+            if step["do"] != "stop" and not read:
                 run(module, "daemon-reload")
-                stale = False
+                read = True
             if step["do"] == "start":
                 # One that failed too often would refuse.
                 module.run_command(["systemctl", "reset-failed", name])
             run(module, step["do"], name)
-    if stale:
+    if not read:
         run(module, "daemon-reload")
 
 

@@ -43,6 +43,7 @@ PROPERTIES = (
 
 _LABELS = ("cluster", "process", "generation", "definition")
 _KILLED = ("2", "3")  # CLD_KILLED and CLD_DUMPED of waitid(2)
+_TIME_TO_STOP = re.compile(r"^TimeoutStopSec=(\d+)$", re.M)
 
 
 def text(unit: Mapping[str, Any], script: str, labels: Mapping[str, Any], *, managed: str, stop_seconds: int) -> str:
@@ -78,7 +79,7 @@ def edited(found: Mapping[str, Any], unit: Mapping[str, Any], script: str, *, ma
     ``script`` are what `text` took. How long it may take to stop is a setting of the site, not of the plan.
     """
     labels = {name: found["labels"].get(f"ascent.{name}", "") for name in _LABELS}
-    stop = re.search(r"^TimeoutStopSec=(\d+)$", found["text"], re.M)
+    stop = _TIME_TO_STOP.search(found["text"])
     if not stop or text(unit, script, labels, managed=managed, stop_seconds=int(stop.group(1))) != found["text"]:
         return f"{DIRECTORY}/{found['name']}"
     # One for all units of engines is the tuning's.
@@ -192,6 +193,7 @@ def plan(
     ``wanted`` has ``name`` and ``text``; ``there`` has by name ``text``, ``state`` and ``enabled`` of the cluster's own
     units. ``ending`` are processes' units that end before any starts again. Steps: ``remove``, ``stop``, ``write``,
     ``enable``, ``start``. A unit whose text differs is stopped before it is written: what ran has to be what is named.
+    Only the time that it may take to stop is written under a unit that goes on, as it is for a container.
     """
     names = {one["name"] for one in wanted}
     steps = [{"do": "remove", "unit": name} for name in sorted(there) if name not in names]
@@ -200,7 +202,8 @@ def plan(
         name, found = one["name"], there.get(one["name"])
         differs = found is None or found["text"] != one["text"]
         alive = found is not None and found["state"] in ("running", "restarting")
-        ends = alive and (differs or name in ending)
+        other = found is None or _TIME_TO_STOP.sub("", found["text"]) != _TIME_TO_STOP.sub("", one["text"])
+        ends = alive and (other or name in ending)
         if ends:
             steps.append({"do": "stop", "unit": name})
         if differs:

@@ -19,7 +19,8 @@ def restarts(
 ) -> List[str]:
     """Processes that start anew or for the first time when ``decision`` is launched; those that end for good as well.
 
-    ``decision`` is that of `generations.decide`, ``nodes`` are ``ascent_node`` facts by host.
+    ``decision`` is that of `generations.decide` with ``stop``, the processes that end before any starts again, and
+    ``edited``, those whose unit is written again. ``nodes`` are ``ascent_node`` facts by host.
     """
     right, running = set(), set()
     for node in nodes.values():
@@ -30,7 +31,7 @@ def restarts(
             if container["state"] == "running" and container["labels"].get("ascent.definition") == wanted:
                 right.add(name)
     planned = [process["name"] for process in plan["processes"]]
-    changed = set(generations.to_stop(plan, decision, nodes)) | {name for name in planned if name not in right}
+    changed = {*decision["stop"], *decision["edited"], *(name for name in planned if name not in right)}
     return [name for name in planned if name in changed] + sorted(running - set(planned))
 
 

@@ -17,7 +17,7 @@ from ascent_controller import access_settings, facts, render
 
 class ActionModule(ActionBase):
     """Sets the host fact ``ascent_generation``: what `generations.decide` returns, with ``stop`` of `to_stop` and
-    ``waves`` of `waves`.
+    ``waves`` of `waves`, and ``edited`` of `units.rewritten`.
     """
 
     TRANSFERS_FILES = False
@@ -54,7 +54,8 @@ class ActionModule(ActionBase):
                 task_vars=task_vars,
             )
         )
-        seen = (plan, decision, nodes, units.rewritten(plan, nodes, self._task.args["root"], managed=render.MANAGED))
-        steps = {"stop": generations.to_stop(*seen), "waves": generations.waves(*seen)}
+        edited = units.rewritten(plan, nodes, self._task.args["root"], managed=render.MANAGED)
+        seen = (plan, decision, nodes, edited)
+        steps = {"stop": generations.to_stop(*seen), "waves": generations.waves(*seen), "edited": edited}
         result["ansible_facts"] = {"ascent_generation": {**steps, **decision}}
         return result

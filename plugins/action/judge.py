@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ansible.errors import AnsibleActionFail
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
 
 from ascent_controller import facts, judges
@@ -22,12 +24,22 @@ class ActionModule(ActionBase):
         """The judge's findings, metrics, record and facts."""
         result = super().run(tmp, task_vars)
         task_vars = task_vars or {}
-        _, given = self.validate_argument_spec(
+        _, named = self.validate_argument_spec(
             {
                 "by": {"type": "str", "required": True, "choices": sorted(judges.JUDGES)},
                 "with": {"type": "dict", "default": {}},
             }
         )
-        judge: Callable[..., Mapping[str, Any]] = judges.JUDGES[given["by"]]
-        result.update(judges.told(judge(facts.plan(task_vars), facts.of_plan(task_vars), **given["with"])))
+        judge: Callable[..., Mapping[str, Any]] = judges.JUDGES[named["by"]]
+        given = self.options(judge, named["with"])
+        result.update(judges.told(judge(facts.plan(task_vars), facts.of_plan(task_vars), **given)))
         return result
+
+    @staticmethod
+    def options(judge: Callable[..., Mapping[str, Any]], given: Mapping[str, Any]) -> dict[str, Any]:
+        """The options as the judge wants them; an error says which one can't be."""
+        checked = ArgumentSpecValidator(judges.options(judge)).validate(given)
+        if checked.error_messages:
+            raise AnsibleActionFail("; ".join(checked.error_messages))
+        options: dict[str, Any] = checked.validated_parameters
+        return options

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -18,6 +17,7 @@ import yaml
 
 from sandbox.lib import plan
 from sandbox.lib.engine import Engine
+from tests import controllers
 from tests.e2e.driver import CLUSTER, INVENTORY, NODES, ROOT, Road, sandbox
 from tests.e2e.host import machine, marks, remains_of_the_daemon, traces
 
@@ -257,13 +257,12 @@ def test_a_killed_controller_leaves_nothing_that_a_second_run_cannot_finish(road
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
     ) as controller:
         assert controller.stdout is not None
         for line in controller.stdout:
             if "Run the processes of this host" in line:
                 break
-        os.killpg(controller.pid, signal.SIGKILL)
+        controllers.kill(controller)
     run = road.play("deploy.yml", "--tags", "launch,check", "-e", f"recipe={recipe}")
     assert run.rc == 0, run.stdout
     for name, node in road.nodes().items():

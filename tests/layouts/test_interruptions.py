@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import controllers
 from tests.e2e.driver import ROOT
 from tests.layouts.cluster import CLUSTER, INVENTORY, Site, until
 
@@ -50,7 +50,6 @@ class Controller:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,
         )
 
     def wait_for(self, words: str) -> None:
@@ -62,11 +61,6 @@ class Controller:
             if words in line:
                 return
         pytest.fail(f"{words!r} did not come:\n{''.join(shown)}")
-
-    def kill(self) -> None:
-        """End it and all its workers as an out of memory killer would."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 def power(verb: str, *nodes: str) -> None:
@@ -93,7 +87,7 @@ def test_a_killed_controller_leaves_nothing_that_the_next_run_cannot_finish(site
     controller = Controller(site, "--tags", "launch", "-e", f"recipe={recipe}")
     controller.wait_for(words)
     time.sleep(seconds)
-    controller.kill()
+    controllers.kill(controller.process)
     run = site.launch(recipe, tags="launch,check")
     assert run.rc == 0, run.stdout
     assert set(site.running()) == PLACES

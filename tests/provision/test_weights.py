@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import pytest
 
 from sandbox.lib import engine, plan, site_files
 from sandbox.lib.lifecycle import Cluster
+from tests import controllers
 from tests.e2e.driver import ROOT
 
 INVENTORY = Path(__file__).parent / "weights" / "inventory"
@@ -165,15 +165,15 @@ def test_a_killed_controller_is_followed_by_one_that_goes_on(site: Site, tmp_pat
     site.ask("/_site/faults", "PUT", [{"fault": "slow", "match": "*.safetensors", "rate": 1 << 20}])
     log = tmp_path / "log"
     with log.open("w") as out:
-        options: dict[str, Any] = {"stdout": out, "stderr": subprocess.STDOUT, "start_new_session": True}
-        process = subprocess.Popen(site.command(), cwd=ROOT, env=site.environment(), **options)
+        process = subprocess.Popen(
+            site.command(), cwd=ROOT, env=site.environment(), stdout=out, stderr=subprocess.STDOUT
+        )
     deadline = time.monotonic() + 200
     while not re.search(r"w-01 \d+ % of [\d.]+ MB, [\d.]+ MB/s, .* left", log.read_text()):
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    controllers.kill(process)
     before = site.sent()
     assert before < site.size
     for node in NODES:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +9,7 @@ import time
 from pathlib import Path
 
 from ascent import lease
+from tests import controllers
 from tests.unit.playbook_runs import play, settings
 
 LOCKED = """
@@ -52,7 +51,6 @@ def start(directory: Path, lock: Path, gate: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
     )
     assert until(lambda: held(lock)), run.communicate(timeout=20)
     return run
@@ -78,9 +76,8 @@ def test_the_second_controller_is_told_who_is_at_work(tmp_path: Path) -> None:
 def test_a_killed_controller_leaves_no_lock(tmp_path: Path) -> None:
     lock = tmp_path / "state" / "lock.json"
     with start(tmp_path / "first", lock, tmp_path / "never") as first:
-        os.killpg(first.pid, signal.SIGKILL)
+        controllers.kill(first)
         assert until(lambda: not held(lock))
-        first.wait(timeout=20)
     (tmp_path / "second").mkdir()
     assert play(tmp_path / "second", LOCKED.format(lock=lock, rest="")).rc == 0
 

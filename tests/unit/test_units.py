@@ -250,6 +250,14 @@ def test_units_are_ended_before_any_starts() -> None:
     ]
 
 
+def test_more_time_to_stop_is_written_under_a_unit_that_goes_on() -> None:
+    found = {"a": there("ExecStart=x\nTimeoutStopSec=30\n")}
+    assert steps([{"name": "a", "text": "ExecStart=x\nTimeoutStopSec=90\n"}], found) == ["write a"]
+    both = steps([{"name": "a", "text": "ExecStart=y\nTimeoutStopSec=90\n"}], found)
+    assert both == ["stop a", "write a", "start a"]
+    assert steps([{"name": "a", "text": "ExecStart=x\n"}], found) == ["stop a", "write a", "start a"]
+
+
 def test_a_host_without_units_gets_them_written_enabled_and_started() -> None:
     assert steps([{"name": "a", "text": "x"}], {}) == ["write a", "enable a", "start a"]
 

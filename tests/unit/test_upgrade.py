@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ascent import outage, upgrade
+from ascent import generations, outage, upgrade
 from tests.openai_server import Behaviour, Server
 
 
@@ -36,11 +36,14 @@ def nodes(running: dict[str, str], good: dict[str, Any] | None = None) -> dict[s
     return {"n1": {"container_engine": {"containers": containers}, "state": {"good": good}}}
 
 
-def decision(**definitions: str) -> dict[str, Any]:
-    return {"number": 4, "processes": {name: {"definition": value} for name, value in definitions.items()}}
-
-
 RUNNING = {"head": "a", "headless": "b", "router": "r"}
+
+
+def decision(edited: tuple[str, ...] = (), **definitions: str) -> dict[str, Any]:
+    """As the action plugin tells it of a cluster where RUNNING runs."""
+    made = {"number": 4, "processes": {name: {"definition": value} for name, value in definitions.items()}}
+    stop = generations.to_stop(plan(**definitions), made, nodes(RUNNING), edited)
+    return {**made, "stop": stop, "edited": list(edited)}
 
 
 @pytest.mark.parametrize(
@@ -54,6 +57,11 @@ RUNNING = {"head": "a", "headless": "b", "router": "r"}
 )
 def test_an_instance_restarts_as_a_whole_and_nothing_else_does(wanted: dict[str, str], restarting: list[str]) -> None:
     assert upgrade.restarts(plan(**wanted), decision(**wanted), nodes(RUNNING)) == restarting
+
+
+@pytest.mark.parametrize(("edited", "restarting"), [("headless", ["head", "headless"]), ("router", ["router"])])
+def test_a_unit_edited_by_hand_restarts_too(edited: str, restarting: list[str]) -> None:
+    assert upgrade.restarts(plan(), decision((edited,), **RUNNING), nodes(RUNNING)) == restarting
 
 
 def test_the_outage_is_told_from_the_last_launch() -> None:

@@ -7,11 +7,14 @@ A judge takes ``(plan, facts, **options)`` and returns ``{"findings": […]}`` w
 
 from __future__ import annotations
 
-__all__ = ["JUDGES", "told"]
+__all__ = ["JUDGES", "options", "told"]
 
 import hashlib
+import inspect
 import json
 import time
+import types
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +28,30 @@ from ascent_controller.loader import ROOT
 
 Plan = Mapping[str, Any]
 Facts = Mapping[str, Mapping[str, Any]]
+
+# Ansible's name for what a judge's signature asks for.
+_TYPES = {str: "str", float: "float", int: "int", bool: "bool", Sequence: "list", Mapping: "dict"}
+
+
+def options(judge: Callable[..., Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The options of a judge as an argument spec, read off its signature.
+
+    With it Ansible makes numbers and truths of what `-e name=value` gives as text.
+    """
+    hints = typing.get_type_hints(judge)
+    spec: dict[str, dict[str, Any]] = {}
+    for name, parameter in inspect.signature(judge).parameters.items():
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            continue
+        hint = hints[name]
+        if isinstance(hint, types.UnionType):
+            (hint,) = (one for one in hint.__args__ if one is not type(None))
+        spec[name] = {"type": _TYPES[typing.get_origin(hint) or hint]}
+        if parameter.default is parameter.empty:
+            spec[name]["required"] = True
+        else:
+            spec[name]["default"] = parameter.default
+    return spec
 
 
 def told(answer: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,8 +81,7 @@ def _fabric_gate(
     serving = bool(collectives.busy(nodes, plan["hosts"]))
     if not verdict.due(plan):
         return {"findings": [], "due": False, "serving": serving}
-    # A number that is given with -e arrives as text.
-    key, now, max_age_hours = verdict.key(plan, nodes), time.time(), float(max_age_hours)
+    key, now = verdict.key(plan, nodes), time.time()
     kept = [((node or {}).get("state") or {}).get("fabric") for node in nodes.values()]
     if wanted == "force" or not all(
         verdict.reusable(one, key, now, max_age_hours, depth, mesh, serving) for one in kept

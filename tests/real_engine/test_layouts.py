@@ -42,6 +42,20 @@ def test_two_ranks(road: Road) -> None:
     road.play("playbooks/stop.yml", "-e", "recipe=tiny-dp2")
 
 
+def test_a_collective_of_the_engines_own_torch(road: Road) -> None:
+    """Gloo over both servers in the image that `test_two_ranks` has brought, as the fabric gate runs it."""
+    wanted = {"recipe": "tiny-dp2", "verify": "force", "fabric_torch": "force"}
+    road.play("deploy.yml", "--tags", "verify", *(word for key in wanted for word in ("-e", f"{key}={wanted[key]}")))
+    verdict = road.stage("verify")
+    assert not [one for one in verdict["findings"] if one["severity"] == "error" or one["id"] == "torch-skipped"]
+    assert set(verdict["metrics"]["torch_collective"]) == {"serve-0"}
+    trials = road.stage("fabric_facts")["torch"]
+    assert {host: [one["outcome"] for one in told.values()] for host, told in trials.items()} == {
+        "cpu-11": ["ok"],
+        "cpu-12": ["ok"],
+    }
+
+
 def test_prefill_and_decode(road: Road) -> None:
     served = road.deploy("tiny-pd")
     for check in layouts(served):

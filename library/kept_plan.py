@@ -9,14 +9,15 @@ short_description: Take the plan of a generation from the nodes
 description:
   - Without O(generation), names the hosts of the cluster for the readings that follow, as M(launch_plan) does, but
     needs no recipe.
-  - With O(generation), reads the plan of that generation from the play's first host, after M(node_info) has read all.
+  - With O(generation), reads the plan of that generation from the first host that has it, after M(node_info) has read
+    them.
   - Call it on all hosts; the play's first keeps the facts C(ascent_plan), C(ascent_hosts), C(ascent_node_query) and
     C(ascent_kept).
 options:
   generation:
     description:
-      - V(current), V(good), or a number. V(good) is the newest one that passed the check stage and is another plan, or
-        has other images, than what is current.
+      - V(current), V(good), V(undo), or a number. V(good) is the newest one that passed the check stage and is another
+        plan, or has other images, than what is current; V(undo) is the same, unless the current one has passed, too.
     type: str
   root:
     description: Directory of all clusters' generations on the nodes.

@@ -27,10 +27,6 @@ options:
     description: Seconds without any sign of progress until the start counts as stalled.
     type: float
     default: 600
-  fails:
-    description: Whether the task fails when the launch does. RV(ready) tells in any case.
-    type: bool
-    default: true
 author: [Ascent]
 attributes:
   check_mode: {support: full}

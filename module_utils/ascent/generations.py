@@ -17,6 +17,7 @@ generation leaves an unchanged process running.
 from __future__ import annotations
 
 __all__ = [
+    "beyond",
     "choose",
     "container_definition",
     "decide",
@@ -76,22 +77,22 @@ def locked_digest(image: str, states: Iterable[Optional[Mapping[str, Any]]]) -> 
 def decide(
     plan: Mapping[str, Any],
     digests: Digests,
-    states: Mapping[str, Optional[Mapping[str, Any]]],
+    nodes: Mapping[str, Optional[Mapping[str, Any]]],
     secrets: Optional[Mapping[str, str]] = None,
 ) -> Dict[str, Any]:
-    """The generation number for ``plan`` and each process's ``since``.
+    """The generation number for ``plan`` and each process's ``since``; ``nodes`` are ``ascent_node`` facts by host.
 
     The newest generation found on any host is taken up again when it renders this plan with these images: either it is
     what runs already, or an interrupted run left it half written. Otherwise the number after the newest is taken.
     Returns ``{"number", "new", "processes": {name: {"definition", "since"}}}``; ``new`` says that no host has it.
     ``secrets`` are fingerprints of keys by process: another key makes no new generation, and its processes start anew.
     """
-    newest = max((entry["number"] for state in states.values() for entry in _generations(state)), default=0)
+    kept = [entry for node in nodes.values() for entry in _generations((node or {}).get("state"))]
+    newest = max((entry["number"] for entry in kept), default=0)
     images = _locked(plan, digests)
     same = [
         entry
-        for state in states.values()
-        for entry in _generations(state)
+        for entry in kept
         if entry["number"] == newest and entry["plan_hash"] == plan["hash"] and entry.get("images") == images
     ]
     number = newest if same else newest + 1
@@ -102,7 +103,7 @@ def decide(
         definition = container_definition(
             process, images[container["image"]] if container else None, (secrets or {}).get(process["name"], "")
         )
-        since = _since(states.get(process["host"]), process["name"], definition, number)
+        since = _since(nodes.get(process["host"]), process["name"], definition, number)
         processes[process["name"]] = {"definition": definition, "since": since}
     return {"number": number, "new": not same, "processes": processes}
 
@@ -212,6 +213,42 @@ def waves(
     return found
 
 
+def beyond(
+    plan: Mapping[str, Any],
+    decision: Mapping[str, Any],
+    nodes: Mapping[str, Optional[Mapping[str, Any]]],
+    inside: Collection[str],
+    edited: Collection[str] = (),
+) -> Dict[str, str]:
+    """Hosts that are not ``inside`` the limit of a run and would have to change with it, and why; empty where none is.
+
+    A generation is on all hosts or on none, and the ranks of an instance start together. ``nodes`` and ``edited`` as
+    for `to_stop`.
+    """
+    right, alive = _seen(decision, nodes, edited)
+    ending = set(to_stop(plan, decision, nodes, edited))
+    hosts = {process["name"]: process["host"] for process in plan["processes"]}
+    starting = {
+        name
+        for instance in plan["instances"]
+        if any(hosts[name] in inside for name in instance["processes"])
+        for name in instance["processes"]
+        if name not in right
+    }
+    found = {}
+    for host in plan["hosts"]:
+        if host in inside:
+            continue
+        current = ((nodes.get(host) or {}).get("state") or {}).get("current")
+        mine = [name for name in hosts if hosts[name] == host]
+        restart = [name for name in mine if name in ending or name in starting or (name in alive and name not in right)]
+        if current != decision["number"]:
+            found[host] = f"has generation {current or 'none'}, not {decision['number']}"
+        elif restart:
+            found[host] = f"has to start {', '.join(restart)} anew"
+    return found
+
+
 def _seen(
     decision: Mapping[str, Any], nodes: Mapping[str, Optional[Mapping[str, Any]]], edited: Collection[str]
 ) -> Tuple[Set[Optional[str]], Set[Optional[str]]]:
@@ -272,9 +309,10 @@ def passed(
 
 
 def choose(wanted: str, states: Mapping[str, Optional[Mapping[str, Any]]]) -> int:
-    """The number of an earlier generation: ``current``, ``good`` or a number.
+    """The number of an earlier generation: ``current``, ``good``, ``undo`` or a number.
 
     ``good`` is the newest that passed the check stage and is another plan, or has other images, than what is current.
+    ``undo`` is the same for a generation that does not come up, unless that very one has passed before.
     Raises AscentError with what there is when there is none such.
     """
     kept = {entry["number"]: entry for state in states.values() for entry in _generations(state)}
@@ -288,7 +326,12 @@ def choose(wanted: str, states: Mapping[str, Optional[Mapping[str, Any]]]) -> in
         if current is None or current not in kept:
             raise AscentError(f"this cluster has no current generation ({said}). Launch it first: --tags launch")
         return int(current)
-    if wanted == "good":
+    if wanted == "undo" and current in proven:
+        raise AscentError(
+            f"generation {current} passed its checks before, so what fails now is not in it ({said})."
+            " Correct what the findings name, or go back all the same with playbooks/rollback.yml"
+        )
+    if wanted in ("good", "undo"):
         now = _content(kept.get(current))
         numbers = [number for number in proven if _content(kept[number]) != now]
         if not numbers:
@@ -316,9 +359,19 @@ def _generations(state: Optional[Mapping[str, Any]]) -> List[Dict[str, Any]]:
     return list(state["generations"]) if state else []
 
 
-def _since(state: Optional[Mapping[str, Any]], name: str, definition: str, number: int) -> int:
-    """The generation in which the process got this definition, going by the host's newest manifest up to ``number``."""
-    newest = max((entry for entry in _generations(state) if entry["number"] <= number), key=_number, default=None)
+def _since(node: Optional[Mapping[str, Any]], name: str, definition: str, number: int) -> int:
+    """The generation in which the process got this definition, of those up to ``number`` that the host keeps.
+
+    What is there tells, since a generation may have been written and never run; without it the newest manifest does.
+    """
+    kept = [entry for entry in _generations((node or {}).get("state")) if entry["number"] <= number]
+    for one in running_of(node):
+        labels = one["labels"]
+        if (labels.get("ascent.process"), labels.get("ascent.definition")) == (name, definition):
+            made = [entry["number"] for entry in kept if str(entry["number"]) == labels.get("ascent.generation")]
+            if made:
+                return int(made[0])
+    newest = max(kept, key=_number, default=None)
     known = newest["processes"].get(name) if newest else None
     return int(known["since"]) if known and known["definition"] == definition else number
 

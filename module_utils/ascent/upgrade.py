@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["announce", "outcome", "restarts", "targets"]
 
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from . import generations, plan_changes
 from .findings import finding
@@ -118,13 +118,15 @@ def outcome(
     kept: Optional[int],
     expected: Optional[float],
     outage: Optional[Mapping[str, Any]],
-    reasons: Iterable[Mapping[str, Any]] = (),
-    failed: Sequence[str] = (),
+    reasons: Sequence[Mapping[str, Any]] = (),
+    *,
+    stuck: bool = False,
 ) -> Dict[str, Any]:
     """How it ended: ``{"findings", "metrics"}``.
 
     ``number`` is the generation that runs now; ``kept`` the one that it repeats after a rollback, else None.
-    ``reasons`` are the findings that made it go back and ``failed`` the messages of tasks that failed without any.
+    ``reasons`` are the errors that made it go back.
+    ``stuck`` says that it was to go back and could not.
     """
     found = []
     if outage is not None:
@@ -145,9 +147,21 @@ def outcome(
                 fix="Run --tags check for the cause." if lasts else "",
             )
         )
-    if kept is not None:
-        errors = [one for one in reasons if one["severity"] == "error"]
-        words = [f"{one['summary']} [{one['id']}]" for one in errors] or list(failed)
+    words = [f"{one['summary']} [{one['id']}]" for one in reasons]
+    if stuck:
+        found.append(
+            finding(
+                "upgrade-not-undone",
+                "error",
+                f"the upgrade failed, and no earlier generation could be brought back; generation {number} is current",
+                stage=_STAGE,
+                evidence="; ".join(words) or "a task failed, see above",
+                cause=reasons[0]["cause"] if reasons else "",
+                fix="Look with playbooks/status.yml; correct what the findings name and run upgrade.yml again, or"
+                " choose a kept generation: playbooks/rollback.yml -e rollback_to=NUMBER.",
+            )
+        )
+    elif kept is not None:
         found.append(
             finding(
                 "upgrade-rolled-back",
@@ -155,12 +169,12 @@ def outcome(
                 f"the upgrade was undone; generation {kept} serves again, as generation {number}",
                 stage=_STAGE,
                 evidence="; ".join(words) or "a task failed, see above",
-                cause=errors[0]["cause"] if errors else "",
+                cause=reasons[0]["cause"] if reasons else "",
                 fix="Correct the recipe or the node, then run upgrade.yml again."
-                + (" -e upgrade_bench_drop=SHARE accepts a slower service." if _slower(errors) else ""),
+                + (" -e upgrade_bench_drop=SHARE accepts a slower service." if _slower(reasons) else ""),
             )
         )
-    measured = {"expected_seconds": expected, "generation": number, "rolled_back": kept is not None}
+    measured = {"expected_seconds": expected, "generation": number, "rolled_back": kept is not None and not stuck}
     return {"findings": found, "metrics": {"upgrade": {**measured, "outage": outage}}}
 
 

@@ -5,6 +5,7 @@ Deciding needs every host's manifests and rendering needs the plan; both are on 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +13,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 from ascent import access, generations, units
+from ascent.findings import finding, message
 from ascent_controller import access_settings, facts, render
 
 
@@ -34,9 +36,13 @@ class ActionModule(ActionBase):
         if unlocked and not self._task.check_mode:
             raise AnsibleActionFail(f"{', '.join(unlocked)}: not locked to a digest yet; run --tags provision,launch")
         nodes = facts.nodes(task_vars)
-        states = {name: (node or {}).get("state") for name, node in nodes.items()}
         secrets = access.fingerprints(plan, access_settings.read(self._templar, task_vars).engine_key)
-        decision = generations.decide(plan, digests, states, secrets)
+        decision = generations.decide(plan, digests, nodes, secrets)
+        edited = units.rewritten(plan, nodes, self._task.args["root"], managed=render.MANAGED)
+        seen = (plan, decision, nodes)
+        beyond = generations.beyond(*seen, task_vars["ansible_play_hosts_all"], edited)
+        if beyond:
+            return {**result, **_too_narrow(beyond, task_vars["ansible_play_hosts_all"], plan["cluster"])}
         manifest = generations.manifest(
             plan, digests, decision, host, nodes[host], datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         )
@@ -54,8 +60,23 @@ class ActionModule(ActionBase):
                 task_vars=task_vars,
             )
         )
-        edited = units.rewritten(plan, nodes, self._task.args["root"], managed=render.MANAGED)
-        seen = (plan, decision, nodes, edited)
-        steps = {"stop": generations.to_stop(*seen), "waves": generations.waves(*seen), "edited": edited}
+        steps = {
+            "stop": generations.to_stop(*seen, edited),
+            "waves": generations.waves(*seen, edited),
+            "edited": edited,
+        }
         result["ansible_facts"] = {"ascent_generation": {**steps, **decision}}
         return result
+
+
+def _too_narrow(beyond: Mapping[str, str], inside: Sequence[str], cluster: str) -> dict[str, Any]:
+    what = finding(
+        "limit-too-narrow",
+        "error",
+        f"hosts outside the limit would have to change with those inside: {', '.join(beyond)}",
+        stage="launch",
+        evidence=f"limit: {', '.join(inside)}; " + "; ".join(f"{host} {why}" for host, why in beyond.items()),
+        cause="A generation is on all hosts of a cluster, and the ranks of an instance start together.",
+        fix=f"Run it for the whole cluster: -l {cluster}",
+    )
+    return {"failed": True, "findings": [what], "msg": message([what])}

@@ -5,7 +5,6 @@ What a launch wrote is enough to look at a service, to stop it or to go back, al
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +14,7 @@ from ansible.plugins.action import ActionBase
 from ascent import generations
 from ascent.errors import AscentError
 from ascent.findings import finding, message
-from ascent_controller import clusters, facts
+from ascent_controller import clusters, connections, facts
 
 
 class ActionModule(ActionBase):
@@ -56,11 +55,16 @@ class ActionModule(ActionBase):
         states = {name: (node or {}).get("state") for name, node in nodes.items()}
         number = generations.choose(given["generation"], states)
         path = f"{given['root']}/{cluster}/generations/{number}/plan.json"
-        done = self._execute_module(module_name="ansible.builtin.slurp", module_args={"src": path}, task_vars=variables)
-        if done.get("failed"):
-            raise AscentError(f"{variables['inventory_hostname']} can't tell generation {number}: {done.get('msg')}")
+        # The play's first host may be down, and not every host has every generation.
+        teller = next(name for name, state in states.items() if number in _numbers(state))
+        hostvars = variables["hostvars"]
+        (read,) = connections.executes(self._task, self._play_context, hostvars, [teller]).values()
+        code, out, err = read(f"import sys; sys.stdout.buffer.write(open({path!r}, 'rb').read())".encode())
+        if code:
+            said = err.decode(errors="replace").strip().splitlines()[-1:]
+            raise AscentError(f"{teller} can't tell generation {number}: {' '.join(said)}. Name another generation")
         try:
-            plan = json.loads(base64.b64decode(done["content"]))
+            plan = json.loads(out)
         except ValueError as error:
             raise AscentError(f"{path} is not what was written there: {error}. Name another generation") from None
         if set(plan["hosts"]) != set(names):
@@ -68,12 +72,16 @@ class ActionModule(ActionBase):
                 f"generation {number} was for {', '.join(sorted(plan['hosts']))};"
                 f" the cluster has {', '.join(sorted(names))} now. Deploy the recipe instead"
             )
-        entry = next(e for state in states.values() for e in (state or {})["generations"] if e["number"] == number)
+        entry = next(e for e in (states[teller] or {})["generations"] if e["number"] == number)
         return {
             "ansible_facts": {"ascent_plan": plan, "ascent_kept": {"number": number, "digests": entry["images"]}},
             "record": {"plan.json": plan},
             "msg": f"generation {number}: {plan['recipe']}, made {entry['created']}",
         }
+
+
+def _numbers(state: Mapping[str, Any] | None) -> list[int]:
+    return [entry["number"] for entry in (state or {}).get("generations") or ()]
 
 
 def _refused(text: str, cluster: str) -> dict[str, Any]:

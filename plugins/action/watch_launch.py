@@ -22,7 +22,7 @@ class ActionModule(ActionBase):
     TRANSFERS_FILES = False
     _requires_connection = False
     _supports_check_mode = True
-    _VALID_ARGS = frozenset({"fails", "plan", "timeout", "tls", "stall"})
+    _VALID_ARGS = frozenset({"plan", "timeout", "tls", "stall"})
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Watch until all is ready or something failed."""
@@ -33,7 +33,6 @@ class ActionModule(ActionBase):
                 "timeout": {"type": "float", "default": 1800},
                 "stall": {"type": "float", "default": 600},
                 "tls": {"type": "dict", "default": {}},
-                "fails": {"type": "bool", "default": True},
             }
         )
         result.update(changed=False, ready=True, findings=[], metrics={}, logs={})
@@ -61,6 +60,6 @@ class ActionModule(ActionBase):
         result["metrics"] = {"launch": {**state.metrics(time.monotonic()), "ended": round(ended, 3)}}
         result["logs"] = state.logs()
         if verdict == "failed":
-            result.update(failed=options["fails"], ready=False)
+            result.update(failed=True, ready=False)
             result["msg"] = "; ".join(item["summary"] for item in result["findings"] if item["severity"] == "error")
         return result

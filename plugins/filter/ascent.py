@@ -7,7 +7,7 @@ from typing import Any
 
 from ascent import access, engine_imports, generations, npu, preflight, units, upgrade
 from ascent.findings import finding
-from ascent_controller import checking, provisioning, render, tuning
+from ascent_controller import checking, provisioning, render, rescues, tuning
 
 DOCUMENTATION = r"""
 name: ascent_mounts
@@ -137,31 +137,34 @@ def ascent_upgrade_outcome(
     """How an upgrade ended (`upgrade.outcome`), from what its tasks left as variables of ``hosts``."""
     seen = [hostvars[host] for host in hosts]
     undone = any(host.get("__upgrade_undone") for host in seen)
-    results = [host.get("ansible_failed_result") or {} for host in seen] if undone else []
-    reasons = {one["summary"]: one for result in results for one in result.get("findings") or ()}
-    failed = [str(result["msg"]) for result in results if result.get("msg")]
     known = seen[0]["ansible_facts"]
+    back = undone and all(host.get("__upgrade_back") for host in seen)
     return upgrade.outcome(
         known["ascent_generation"]["number"],
-        known["ascent_kept"]["number"] if undone else None,
+        known["ascent_kept"]["number"] if back else None,
         announced["expected_seconds"],
         outage,
-        list(reasons.values()),
-        list(dict.fromkeys(failed)),
+        rescues.reasons(hostvars, hosts, "upgrade") if undone else (),
+        stuck=undone and not back,
     )
 
 
-def ascent_rolled_back(number: int, kept: int) -> list[dict[str, Any]]:
+def ascent_rolled_back(
+    number: int, kept: int, hostvars: Mapping[str, Mapping[str, Any]], hosts: Sequence[str]
+) -> list[dict[str, Any]]:
     """What to tell of a launch that failed and was undone: generation ``number`` is generation ``kept`` again."""
+    why = rescues.reasons(hostvars, hosts, "launch")
     return [
+        *why,
         finding(
             "launch-rolled-back",
             "error",
             f"the launch failed; generation {kept} serves again, as generation {number}",
             stage="launch",
-            cause="launch_rollback_on_failure is set, and the findings above tell why the launch failed.",
+            evidence="; ".join(f"{one['summary']} [{one['id']}]" for one in why),
+            cause="launch_rollback_on_failure is set.",
             fix="Correct the recipe or the node, then run --tags launch,check.",
-        )
+        ),
     ]
 
 
@@ -223,7 +226,9 @@ class FilterModule:
             "ascent_host_needs": tuning.needs,
             "ascent_environments_differ": ascent_environments_differ,
             "ascent_import_findings": ascent_import_findings,
+            "ascent_read": checking.read,
             "ascent_units": ascent_units,
+            "ascent_unread": checking.unread,
             "ascent_upgrade_outcome": ascent_upgrade_outcome,
             "ascent_device_requests": ascent_device_requests,
             "ascent_locked_images": ascent_locked_images,

@@ -154,3 +154,69 @@ def test_after_a_loss_of_power_the_service_comes_back_by_itself(site: Site) -> N
     rows = json.loads((run.record / "processes.json").read_text())
     assert all(row["up"].endswith(" s") for row in rows), f"started minutes ago at most: {rows}"
     assert site.launch(site.recipe("pd-2p1d"), tags="launch,check").changed == {}
+
+
+@pytest.mark.thorough
+def test_a_generation_that_was_only_written_leaves_what_runs_alone(site: Site) -> None:
+    run = site.launch(site.recipe("pd-2p1d"), tags="launch,check")
+    assert run.rc == 0, run.stdout
+    before = site.running()
+    other = site.recipe("pd-2p1d", {"pools": {"decode": {"args": {"max-num-seqs": 77}}}})
+    assert site.launch(other, tags="generation").rc == 0
+    # Most of all the processes that the other one would have changed.
+    run = site.launch(site.recipe("pd-2p1d"))
+    assert run.rc == 0, run.stdout
+    assert site.running() == before
+    assert site.status()[1] == set()
+    assert site.launch(site.recipe("pd-2p1d")).changed == {}
+
+
+@pytest.mark.thorough
+def test_what_the_container_engine_refuses_is_undone_where_wanted(site: Site) -> None:
+    before = site.running()
+    recipe = site.recipe("pd-2p1d", {"pools": {"prefill": {"container": {"cpuset_cpus": "4000"}}}})
+    run = site.launch(recipe, launch_rollback_on_failure=True)
+    assert run.rc != 0
+    errors = [one for one in run.stage("launch")["findings"] if one["severity"] == "error"]
+    assert [one["id"] for one in errors] == ["task-failed", "launch-rolled-back"]
+    assert errors[0]["host"] == "lay-01"
+    assert "CPUs" in errors[0]["evidence"]
+    after = site.running()
+    assert set(after) == PLACES
+    kept = "lay-02 decode-0-head", "lay-03 decode-0-headless-1"
+    assert [after[place] for place in kept] == [before[place] for place in kept]
+    assert site.launch(site.recipe("pd-2p1d"), tags="launch,check").changed == {}
+
+
+@pytest.mark.thorough
+def test_a_limit_that_leaves_out_what_would_change_is_refused(site: Site) -> None:
+    before = site.running()
+    recipe = site.recipe("pd-2p1d", {"pools": {"decode": {"args": {"max-num-seqs": 78}}}})
+    run = site.launch(recipe, "--limit", "lay-02")
+    assert run.rc != 0
+    (told,) = [one for one in run.findings() if one["severity"] == "error"]
+    assert told["id"] == "limit-too-narrow"
+    assert "lay-01, lay-03" in told["summary"]
+    assert site.running() == before
+    assert site.status()[1] == set()
+
+
+@pytest.mark.thorough
+def test_with_the_first_node_down_the_others_are_shown_and_can_be_stopped(site: Site) -> None:
+    power("power-off", "lay-01")
+    run, found = site.status()
+    assert run.rc != 0
+    assert ("host-unreadable", "lay-01") in found
+    rows = {row["process"]: row for row in json.loads((run.record / "processes.json").read_text())}
+    assert rows["decode-0-head"]["state"] == "running"
+    assert rows["decode-0-head"]["health"] == "ok"
+    assert rows["prefill-0-head"]["state"] == "unknown"
+    run = site.road.play("playbooks/stop.yml")
+    assert run.rc != 0
+    told = {(one["id"], one["host"]) for one in run.stage("stop")["findings"]}
+    assert ("host-unreadable", "lay-01") in told
+    for host in ("lay-02", "lay-03"):
+        assert site.road.node(host).check_output("docker ps --all --quiet --filter label=ascent.cluster=layouts") == ""
+    power("power-on", "lay-01")
+    assert site.road.play("playbooks/stop.yml").rc == 0
+    assert site.running() == {}

@@ -52,6 +52,17 @@ def test_checks_run_where_clients_talk_to_or_on_the_first_host_of_a_plan_that_se
     plan = plan_of()
     router = next(one for one in plan["processes"] if one["name"] == "router")
     assert checking.endpoint_host(plan) == router["host"]
+    up = {"ansible_facts": {"ascent_node": {"state": {}}}}
+    all_up = dict.fromkeys(plan["hosts"], up)
+    assert checking.endpoint_host(plan, all_up) == router["host"]
+    without = {**all_up, router["host"]: {}}
+    others = [host for host in plan["hosts"] if host != router["host"]]
+    assert checking.endpoint_host(plan, without) == others[0]
+    none_up = dict.fromkeys(plan["hosts"], {"ansible_facts": None})
+    assert checking.endpoint_host(plan, none_up) == router["host"], "its own error tells the most"
+    assert checking.unread(list(plan["hosts"]), all_up) == []
+    (told,) = checking.unread(list(plan["hosts"]), without)
+    assert (told["host"], told["severity"]) == (router["host"], "error")
     jobs = plan_of(
         pools={"offline": {"role": "offline", "tensor_parallel": 4, "executor": "mp"}},
         jobs={"offline": {"tool": "offline", "prompts": ["Hello"]}},

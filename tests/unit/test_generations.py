@@ -26,7 +26,7 @@ def plan(plan_hash: str = "h1", **definitions: str) -> dict:
 
 
 def decide(a_plan: dict, digest: str | None, states: dict) -> dict:
-    return generations.decide(a_plan, {IMAGE: digest}, states)
+    return generations.decide(a_plan, {IMAGE: digest}, {host: {"state": state} for host, state in states.items()})
 
 
 def after(a_plan: dict, digest: str | None, states: dict) -> dict:
@@ -71,6 +71,27 @@ def test_going_back_to_an_older_definition_is_a_change() -> None:
     assert decision["number"] == 3
     assert decision["processes"]["decode-0-head"]["since"] == 3
     assert decision["processes"]["prefill-0-head"]["since"] == 1
+
+
+def test_what_runs_goes_on_when_a_generation_between_was_only_written() -> None:
+    ran = after(plan(), "sha256:1", NOTHING)
+    runs = {host: entry for host in ran for entry in ran[host]["generations"][-1]["processes"].items()}
+    states = after(plan("h2", **{"prefill-0-head": "p", "decode-0-head": "other"}), "sha256:1", ran)
+
+    def sinces(generation: int) -> dict[str, int]:
+        nodes = {
+            host: {
+                "state": states[host],
+                "container_engine": {"containers": [container(name, one["definition"], generation=generation)]},
+            }
+            for host, (name, one) in runs.items()
+        }
+        decision = generations.decide(plan(), {IMAGE: "sha256:1"}, nodes)
+        assert decision["number"] == 3
+        return {name: one["since"] for name, one in decision["processes"].items()}
+
+    assert sinces(1) == {"prefill-0-head": 1, "decode-0-head": 1}
+    assert sinces(9) == {"prefill-0-head": 1, "decode-0-head": 3}, "no such generation is kept, so there is no script"
 
 
 def test_another_digest_changes_every_process() -> None:
@@ -121,12 +142,14 @@ def test_each_image_of_a_plan_is_locked_and_changes_its_own_processes() -> None:
     assert entry["images"] == {IMAGE: "sha256:1", "example.org/router:v1": "sha256:r"}
     states = {host: {"current": 1, "generations": [{**entry, "processes": decision["processes"]}]} for host in NOTHING}
     assert generations.locked_digest("example.org/router:v1", states.values()) == "sha256:r"
-    again = generations.decide(both, {**digests, "example.org/router:v1": "sha256:s"}, states)
+    nodes = {host: {"state": state} for host, state in states.items()}
+    again = generations.decide(both, {**digests, "example.org/router:v1": "sha256:s"}, nodes)
     assert {name: one["since"] for name, one in again["processes"].items()} == {"prefill-0-head": 1, "decode-0-head": 2}
 
 
-def container(process: str, definition: str, state: str = "running") -> dict:
-    return {"state": state, "labels": {"ascent.process": process, "ascent.definition": definition}}
+def container(process: str, definition: str, state: str = "running", generation: int = 1) -> dict:
+    labels = {"ascent.process": process, "ascent.definition": definition, "ascent.generation": str(generation)}
+    return {"state": state, "labels": labels}
 
 
 @pytest.mark.parametrize(
@@ -203,6 +226,31 @@ def test_with_a_new_store_of_kv_cache_all_engines_start_anew() -> None:
     assert generations.waves(a_plan, decision, nodes)[0][0] == store["name"]
 
 
+def test_a_limit_may_leave_out_only_what_stays_as_it_is() -> None:
+    a_plan, decision, nodes = launched(inputs.PD)
+    prefill, head, headless = (next(one["host"] for one in a_plan["processes"] if one["name"] == name) for name in (
+        "prefill-0-head", "decode-0-head", "decode-0-headless-1"
+    ))  # fmt: skip
+    for node in nodes.values():
+        node["state"] = {"current": decision["number"], "generations": []}
+    assert generations.beyond(a_plan, decision, nodes, [prefill]) == {}
+    new = {**decision, "number": decision["number"] + 1}
+    assert set(generations.beyond(a_plan, new, nodes, [prefill])) == {head, headless}
+    assert generations.beyond(a_plan, new, nodes, [prefill, head, headless]) == {}
+    # A rank of decode has died: its peer on the other host has to start with it.
+    (rank,) = nodes[headless]["container_engine"]["containers"]
+    rank["state"] = "exited"
+    assert generations.beyond(a_plan, decision, nodes, [headless]) == {head: "has to start decode-0-head anew"}
+    assert set(generations.beyond(a_plan, decision, nodes, [head])) == {headless}
+    assert generations.beyond(a_plan, decision, nodes, [prefill]) == {head: "has to start decode-0-head anew"}
+    assert generations.beyond(a_plan, decision, nodes, [head, headless]) == {}
+    # One that has an instance of its own may come back alone.
+    rank["state"] = "running"
+    next(iter(nodes[prefill]["container_engine"]["containers"]))["state"] = "exited"
+    assert generations.beyond(a_plan, decision, nodes, [prefill]) == {}
+    assert generations.beyond(a_plan, decision, nodes, [head]) == {}
+
+
 def checked(states: dict, a_plan: dict, launched: int | None = None) -> dict:
     """The state after the check stage has passed."""
     remembered = generations.passed(a_plan, states.values(), launched)
@@ -255,6 +303,13 @@ def test_good_is_another_one_than_what_runs() -> None:
 def test_what_is_not_there_is_refused_with_what_is(wanted: str) -> None:
     with pytest.raises(AscentError, match="kept: none"):
         generations.choose(wanted, NOTHING)
+
+
+def test_what_never_passed_is_undone_and_what_passed_before_is_not() -> None:
+    assert generations.choose("undo", history()) == 2
+    states = {host: {**state, "current": 2} for host, state in history().items()}
+    with pytest.raises(AscentError, match=r"generation 2 passed its checks.*rollback\.yml"):
+        generations.choose("undo", states)
 
 
 def test_a_rollback_of_a_rollback_has_nothing_to_go_to() -> None:

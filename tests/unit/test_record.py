@@ -11,7 +11,7 @@ import pytest
 
 from ascent.errors import AscentError
 from ascent.findings import finding
-from ascent_controller import runs
+from ascent_controller import rescues, runs
 from tests.unit.playbook_runs import play, settings
 
 START = 1_790_000_000.0
@@ -121,6 +121,35 @@ def test_a_plain_failure_becomes_a_finding(tmp_path, outcome, wanted):
     found = load(record.finish(START + 4), "provision.json")["findings"]
     assert [(item["id"], item["host"]) for item in found] == [(wanted, "a3-02")]
     assert found[0]["evidence"] == "dpkg is locked\nE: lock"
+
+
+def test_a_plain_failure_whose_words_are_known_gets_their_cause(tmp_path):
+    record = recorder(tmp_path)
+    record.enter("launch", START)
+    said = 'Error starting container: error gathering device information while adding custom device "/dev/davinci9"'
+    item = {"msg": f"{said}: no such file or directory", "failed": True, "_ansible_item_label": "decode-0-head"}
+    ran(record, "Run the processes", "a3-02", "failed", {"msg": "One or more items failed", "results": [item]})
+    (found,) = load(record.finish(START + 4), "launch.json")["findings"]
+    assert (found["id"], found["host"], found["stage"]) == ("A05", "a3-02", "launch")
+    assert "Run the processes" in found["evidence"]
+    assert "decode-0-head: Error starting container" in found["evidence"]
+    assert "ls /dev/davinci*" in found["fix"]
+
+
+def test_a_rescue_knows_what_it_was_for():
+    told = finding("C01", "error", "cause", host="a3-03")
+    known = {"findings": [told, finding("x", "info", "aside")], "msg": "the launch failed"}
+    hostvars = {
+        "a3-01": {"ansible_failed_result": known, "ansible_failed_task": {"name": "Watch"}},
+        "a3-02": {"ansible_failed_result": known, "ansible_failed_task": {"name": "Watch"}},
+        "a3-03": {"ansible_failed_result": {"msg": "dpkg is locked"}, "ansible_failed_task": {"name": "Install"}},
+        "a3-04": {},
+    }
+    found = rescues.reasons(hostvars, list(hostvars), "launch")
+    assert found[0] == told
+    assert [(one["id"], one["host"], one["summary"]) for one in found[1:]] == [
+        ("task-failed", "a3-03", "Task failed: Install")
+    ]
 
 
 @pytest.mark.parametrize("outcome", ["ignored", "rescued", "skipped"])

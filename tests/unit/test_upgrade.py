@@ -103,18 +103,28 @@ def test_a_good_end_tells_the_outage_beside_what_was_expected() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reasons", "failed", "words"),
+    ("reasons", "words"),
     [
-        ([{"id": "bench-drop", "severity": "error", "summary": "slow", "cause": "x"}], ["m"], "slow [bench-drop]"),
-        ([{"id": "G01", "severity": "warning", "summary": "odd", "cause": "x"}], ["no space left"], "no space left"),
-        ([], [], "a task failed"),
+        ([{"id": "bench-drop", "severity": "error", "summary": "slow", "cause": "x"}], "slow [bench-drop]"),
+        ([{"id": "D16", "severity": "error", "summary": "A disk is full", "cause": "x"}], "A disk is full [D16]"),
+        ([], "a task failed"),
     ],
 )
-def test_a_rollback_says_why(reasons: list[dict[str, Any]], failed: list[str], words: str) -> None:
-    (found,) = upgrade.outcome(5, 3, None, None, reasons, failed)["findings"]
+def test_a_rollback_says_why(reasons: list[dict[str, Any]], words: str) -> None:
+    (found,) = upgrade.outcome(5, 3, None, None, reasons)["findings"]
     assert (found["id"], found["severity"]) == ("upgrade-rolled-back", "error")
     assert words in found["evidence"]
     assert ("upgrade_bench_drop" in found["fix"]) is ("bench-drop" in words)
+
+
+def test_an_upgrade_that_could_not_be_undone_says_so() -> None:
+    reasons = [{"id": "A05", "severity": "error", "summary": "no device", "cause": "x"}]
+    told = upgrade.outcome(5, None, None, SEEN, reasons, stuck=True)
+    found = told["findings"][-1]
+    assert (found["id"], found["severity"]) == ("upgrade-not-undone", "error")
+    assert "generation 5 is current" in found["summary"]
+    assert found["evidence"] == "no device [A05]"
+    assert told["metrics"]["upgrade"]["rolled_back"] is False
 
 
 def test_a_service_that_stays_away_is_an_error() -> None:

@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
-__all__ = ["bench_due", "endpoint_host", "health_endpoints", "traffic_engines", "version_urls"]
+__all__ = ["bench_due", "endpoint_host", "health_endpoints", "read", "traffic_engines", "unread", "version_urls"]
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ascent.findings import finding
 
-def endpoint_host(plan: Mapping[str, Any]) -> str:
+
+def endpoint_host(plan: Mapping[str, Any], hostvars: Mapping[str, Mapping[str, Any]] | None = None) -> str:
     """The host whose process clients talk to; checks run from there, where the endpoint is reachable for sure.
 
+    With ``hostvars``, the first host that was read when that one was not.
     For a plan of offline jobs, which has no endpoint, its first host: Ansible wants a host of a task that it skips too.
     """
-    if plan["endpoint"] is None:
-        return str(next(iter(plan["hosts"])))
-    return next(str(item["host"]) for item in plan["processes"] if item["name"] == plan["endpoint"]["process"])
+    hosts = [str(name) for name in plan["hosts"]]
+    endpoint = plan["endpoint"]
+    if endpoint is not None:
+        own = next(str(item["host"]) for item in plan["processes"] if item["name"] == endpoint["process"])
+        hosts = [own, *hosts]
+    return hosts[0] if hostvars is None else read(hosts, hostvars)[0]
+
+
+def read(hosts: Sequence[str], hostvars: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Those of ``hosts`` that were read in this run; all where none was, so that the next task tells why."""
+    return [host for host in hosts if (hostvars[host].get("ansible_facts") or {}).get("ascent_node")] or list(hosts)
+
+
+def unread(hosts: Sequence[str], hostvars: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A finding for each of ``hosts`` on which nothing was stopped because it was out of reach."""
+    return [
+        finding(
+            "host-unreadable",
+            "error",
+            f"{host} could not be reached, so nothing was stopped there",
+            host=host,
+            stage="stop",
+            cause="The host is down, or its address or key is not what the inventory says.",
+            fix="What it runs comes back with it. Then stop it, too: run this again.",
+        )
+        for host in hosts
+        if host not in read(hosts, hostvars)
+    ]
 
 
 def health_endpoints(plan: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -40,9 +40,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ascent import diagnosis
 from ascent.errors import AscentError
 from ascent.findings import SEVERITIES, failed, finding
 from ascent.secrets import mask
+from ascent_controller import signatures
 
 #: ``runs/`` of the checkout.
 DEFAULT_ROOT = Path(__file__).resolve().parents[3] / "runs"
@@ -274,7 +276,7 @@ class Recorder:
             stage.ok = False
             told = failed(found) or (action in _SPEAKERS and failed(stage.findings))
             if not told:
-                stage.findings.append(_failure(stage.name, host, task.name, outcome, result))
+                stage.findings.append(failure(stage.name, host, task.name, outcome, result))
 
     def finish(
         self, now: float, hosts: Mapping[str, Mapping[str, int]] | None = None, *, interrupted: bool = False
@@ -414,7 +416,8 @@ class Recorder:
         _write(self._folder() / name, json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
 
 
-def _failure(stage: str, host: str, task: str, outcome: str, result: Mapping[str, Any]) -> dict[str, Any]:
+def failure(stage: str, host: str, task: str, outcome: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    """What to tell of a task that failed without a finding of its own; ``outcome`` is ``failed`` or ``unreachable``."""
     items = [item for item in result.get("results") or [] if isinstance(item, Mapping) and item.get("failed")]
     # What Ansible says of a loop is only that something in it failed.
     texts = [
@@ -436,7 +439,12 @@ def _failure(stage: str, host: str, task: str, outcome: str, result: Mapping[str
             evidence=evidence,
             fix=f"Try: ansible {host} -m ansible.builtin.ping",
         )
-    return finding("task-failed", "error", f"Task failed: {task}", host=host, stage=stage, evidence=evidence[-4000:])
+    evidence = evidence[-4000:]
+    # A container engine or a package manager may say what the catalogue knows.
+    known = next((one for one in diagnosis.diagnose(evidence, signatures.load(), host=host) if failed([one])), None)
+    if known:
+        return {**known, "stage": stage, "evidence": f"task {task}: {evidence}"}
+    return finding("task-failed", "error", f"Task failed: {task}", host=host, stage=stage, evidence=evidence)
 
 
 def with_failed_items(result: Mapping[str, Any], failed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

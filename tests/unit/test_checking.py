@@ -58,7 +58,7 @@ def test_checks_run_where_clients_talk_to_or_on_the_first_host_of_a_plan_that_se
     without = {**all_up, router["host"]: {}}
     others = [host for host in plan["hosts"] if host != router["host"]]
     assert checking.endpoint_host(plan, without) == others[0]
-    none_up = dict.fromkeys(plan["hosts"], {"ansible_facts": None})
+    none_up: dict[str, dict[str, object]] = {host: {} for host in plan["hosts"]}
     assert checking.endpoint_host(plan, none_up) == router["host"], "its own error tells the most"
     assert checking.unread(list(plan["hosts"]), all_up) == []
     (told,) = checking.unread(list(plan["hosts"]), without)

@@ -75,8 +75,10 @@ class Road:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
 
-    def play(self, playbook: str = "deploy.yml", *arguments: str, inventory: Path | None = None) -> Run:
-        """Run ``playbook`` on the cluster with further command line arguments."""
+    def play(
+        self, playbook: str = "deploy.yml", *arguments: str, inventory: Path | None = None, limit: str | None = None
+    ) -> Run:
+        """Run ``playbook`` on the cluster, or with another limit, with further command line arguments."""
         self.count += 1
         # A folder for each run: ansible-runner keeps the command line there and would use it again.
         folder = self.work / "runner" / f"{self.count:02d}"
@@ -86,7 +88,7 @@ class Road:
             project_dir=str(ROOT),
             playbook=playbook,
             inventory=str(inventory or self.inventory),
-            limit=self.cluster,
+            limit=limit or self.cluster,
             cmdline=" ".join(arguments) or None,
             envvars=self.environment(),
             quiet=True,

@@ -202,9 +202,10 @@ def test_a_dry_run_on_a_finished_cluster_changes_nothing(road: Road) -> None:
 
 
 def test_one_host_in_the_limit_plans_the_whole_cluster(road: Road) -> None:
-    run = road.play("deploy.yml", "--limit", "a3-02", "--tags", "launch")
+    run = road.play("deploy.yml", "--tags", "launch", limit="a3-02")
     assert run.rc == 0, run.stdout
     assert run.changed == {}
+    assert set(run.stats["processed"]) == {"a3-02"}
 
 
 def test_an_operator_without_root_login_sees_the_same(road: Road) -> None:

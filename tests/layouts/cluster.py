@@ -73,11 +73,11 @@ class Site:
         path.write_text(yaml.safe_dump({"extends": str(base), "name": path.stem, **change}, sort_keys=False))
         return path
 
-    def launch(self, recipe: Path, *arguments: str, tags: str = "launch", **variables: Any) -> Run:
-        """Run stages of deploy.yml with a recipe."""
+    def launch(self, recipe: Path, tags: str = "launch", limit: str | None = None, **variables: Any) -> Run:
+        """Run stages of deploy.yml with a recipe, on the cluster or with another limit."""
         given = self.road.work / "variables.json"
         given.write_text(json.dumps({"recipe": str(recipe), **variables}))
-        return self.road.play("deploy.yml", "--tags", tags, "-e", f"@{given}", *arguments)
+        return self.road.play("deploy.yml", "--tags", tags, "-e", f"@{given}", limit=limit)
 
     def packages(self) -> dict[str, str]:
         """What hosts need whose engines run outside containers, as variables: CANN, and the engine's wheels."""

@@ -187,14 +187,14 @@ def test_what_the_container_engine_refuses_is_undone_where_wanted(site: Site) ->
     assert set(after) == PLACES
     kept = "lay-02 decode-0-head", "lay-03 decode-0-headless-1"
     assert [after[place] for place in kept] == [before[place] for place in kept]
-    assert site.launch(site.recipe("pd-2p1d"), tags="launch,check").changed == {}
+    assert site.launch(site.recipe("pd-2p1d")).changed == {}
 
 
 @pytest.mark.thorough
 def test_a_limit_that_leaves_out_what_would_change_is_refused(site: Site) -> None:
     before = site.running()
     recipe = site.recipe("pd-2p1d", {"pools": {"decode": {"args": {"max-num-seqs": 78}}}})
-    run = site.launch(recipe, "--limit", "lay-02")
+    run = site.launch(recipe, limit="lay-02")
     assert run.rc != 0
     (told,) = [one for one in run.findings() if one["severity"] == "error"]
     assert told["id"] == "limit-too-narrow"

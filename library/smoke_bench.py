@@ -24,7 +24,10 @@ options:
   input_tokens: {description: Length of a prompt in words of about one token each, type: int, default: 128}
   output_tokens: {description: Tokens asked for, type: int, default: 64}
   warmup: {description: Requests before the measurement; by default as many as run at a time, type: int}
-  seed: {description: The same seed makes the same prompts, type: int, default: 0}
+  seed:
+    description: The same seed makes prompts of the same words. Each run has them in another order, so that no cache helps.
+    type: int
+    default: 0
   timeout: {description: Seconds for one request, type: float, default: 600}
   slo:
     description: Limits for goodput, any of C(ttft_ms), C(tpot_ms), C(e2e_ms).

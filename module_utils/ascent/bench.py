@@ -12,6 +12,7 @@ __all__ = ["against", "compare", "is_simulated", "judge", "percentile", "prompts
 
 import queue
 import random
+import secrets
 import threading
 import time
 from typing import Any, Dict, List, Mapping, Optional, Sequence
@@ -38,10 +39,16 @@ _WORDS = [
 ]  # fmt: skip
 
 
-def prompts(count: int, tokens: int, seed: int = 0) -> List[str]:
-    """``count`` different prompts of ``tokens`` words; the same for the same seed, so that two runs ask the same."""
+def prompts(count: int, tokens: int, seed: int = 0, nonce: str = "") -> List[str]:
+    """``count`` different prompts of ``tokens`` words: ``seed`` says which words, ``nonce`` in which order.
+
+    Two runs with one seed thus ask for as much work, token for token, and with different nonces share no beginning: of
+    what an engine, or a store behind several, has cached of an earlier run, not a single block fits.
+    """
     source = random.Random(seed)  # noqa: S311 - load, not secrets
-    return [" ".join(source.choice(_WORDS) for _ in range(max(1, tokens))) for _ in range(count)]
+    order = random.Random(f"{seed} {nonce}")  # noqa: S311 - load, not secrets
+    chosen = [[source.choice(_WORDS) for _ in range(max(1, tokens))] for _ in range(count)]
+    return [" ".join(order.sample(words, len(words))) for words in chosen]
 
 
 def percentile(values: Sequence[float], share: float) -> Optional[float]:
@@ -238,6 +245,7 @@ def run(
     output_tokens: int = 64,
     warmup: Optional[int] = None,
     seed: int = 0,
+    nonce: Optional[str] = None,
     timeout: float = 600,
     slo: Optional[Mapping[str, float]] = None,
     simulated_urls: Sequence[str] = (),
@@ -249,9 +257,12 @@ def run(
     ``warmup`` requests go first and are not counted (default: as many as run at a time): they compile graphs, open
     links, and tell how many tokens a word of the prompts has, so that those that count have ``input_tokens``. Answers
     are asked to have exactly ``output_tokens``; engines that do not know ``ignore_eos`` may give fewer, which the token
-    counts show. ``timeout`` in seconds is for one request.
+    counts show. ``seed`` and ``nonce`` are those of `prompts`; each run has a new nonce unless one is given, so that an
+    engine that has answered this benchmark before is measured like one that has not. ``timeout`` in seconds is for one
+    request.
     """
     warmup = concurrency if warmup is None else warmup
+    nonce = secrets.token_hex(8) if nonce is None else nonce
 
     def bodies(texts: Sequence[str]) -> List[Dict[str, Any]]:
         common = {"model": model, "max_tokens": output_tokens, "temperature": 0, "ignore_eos": True, "stream": True}
@@ -260,12 +271,12 @@ def run(
     address = url.rstrip("/") + "/v1/completions"
     words = input_tokens
     if warmup:
-        first = _load(address, bodies(prompts(warmup, input_tokens, seed)), concurrency, timeout)
+        first = _load(address, bodies(prompts(warmup, input_tokens, seed, nonce)), concurrency, timeout)
         counted = [record["prompt_tokens"] for record in first["records"] if record["ok"] and record["prompt_tokens"]]
         words = max(1, round(input_tokens * input_tokens * len(counted) / sum(counted))) if counted else words
     # Another seed than the warm-up's: nothing of these is in a prefix cache yet.
     before = balance.read(engines)
-    measured = _load(address, bodies(prompts(requests, words, seed + 1)), concurrency, timeout)
+    measured = _load(address, bodies(prompts(requests, words, seed + 1, nonce)), concurrency, timeout)
     shares = balance.judge(engines, before, balance.read(engines))
     return {
         "conditions": {
@@ -277,6 +288,7 @@ def run(
             "output_tokens": output_tokens,
             "warmup": warmup,
             "seed": seed,
+            "nonce": nonce,
         },
         "simulated": is_simulated(simulated_urls),
         "ranks": shares["ranks"],

@@ -72,6 +72,29 @@ def test_prompts_are_repeatable_and_different():
     assert all(len(prompt.split()) == 50 for prompt in bench.prompts(3, 50))
 
 
+def test_runs_ask_for_the_same_words_in_an_order_of_their_own():
+    one, other = (bench.prompts(20, 128, seed=1, nonce=nonce) for nonce in ("a", "b"))
+    assert one == bench.prompts(20, 128, seed=1, nonce="a")
+    assert [sorted(prompt.split()) for prompt in one] == [sorted(prompt.split()) for prompt in other]
+    # Blocks of 16 tokens are the smallest that engines cache by default; not one of an earlier run's is of any use.
+    begins = [" ".join(prompt.split()[:16]) for prompt in one + other]
+    assert len(set(begins)) == len(begins)
+
+
+def test_no_run_repeats_the_prompts_of_an_earlier_one():
+    """The engine that serves before an upgrade has answered the benchmark of its own launch."""
+    with Server(Behaviour()) as server:
+        runs = [bench.run(server.url, "m", concurrency=2, requests=4, output_tokens=4, seed=7) for _ in range(2)]
+        again = bench.run(server.url, "m", concurrency=2, requests=4, output_tokens=4, seed=7, nonce="n")
+        twice = bench.run(server.url, "m", concurrency=2, requests=4, output_tokens=4, seed=7, nonce="n")
+    asked = [sorted(body["prompt"] for body in server.requests[start : start + 6]) for start in (0, 6, 12, 18)]
+    begins = {prompt[:60] for run in asked[:2] for prompt in run}
+    assert len(begins) == 12
+    assert asked[2] == asked[3]
+    assert len({run["prompt_tokens"] for run in (*runs, again, twice)}) == 1
+    assert runs[0]["conditions"]["nonce"] != runs[1]["conditions"]["nonce"]
+
+
 def test_load_is_concurrent_warmed_up_and_counted():
     with Server(Behaviour(words_per_chunk=4, chunk_seconds=0.01)) as server:
         result = bench.run(

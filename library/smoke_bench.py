@@ -25,7 +25,7 @@ options:
   output_tokens: {description: Tokens asked for, type: int, default: 64}
   warmup: {description: Requests before the measurement; by default as many as run at a time, type: int}
   seed:
-    description: The same seed makes prompts of the same words. Each run has them in another order, so that no cache helps.
+    description: The same seed makes prompts of the same words, in an order of each run's own so that no cache helps.
     type: int
     default: 0
   timeout: {description: Seconds for one request, type: float, default: 600}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from ascent import functional
 from library import endpoint_health, functional_check, smoke_bench
 from tests.openai_server import Behaviour, Server
 
 WORDS = Behaviour.text
+SKY = "The sky is blue because air scatters blue light more, because of Rayleigh."
 LONG = [f"word{number}" for number in range(60)]
 PROMPT = {"prompt": "The future of AI is", "max_tokens": 50, "temperature": 0}
 
@@ -130,10 +132,31 @@ def test_expected_word_that_is_missing_is_a_finding(run_module, serve):
     assert "'Paris'" in findings[0]["evidence"]
 
 
-def test_a_text_that_differs_late_is_no_finding_where_repetitions_do_as_well(run_module, serve):
-    """Rounding depends on the batch; what it does to plain answers it does to streams."""
+def test_answers_that_part_late_are_one_warning(run_module, serve):
+    """Rounding depends on the batch; what it does to plain answers it does to streams, so it is told once."""
     late = "bright because people everywhere think otherwise"
-    assert ask(run_module, serve(again_text=late, streamed_text=f"{late} now"))["findings"] == []
+    (told,) = ask(run_module, serve(again_text=late, streamed_text=f"{late} now"))["findings"]
+    assert (told["id"], told["severity"]) == ("answer-not-repeatable", "warning")
+    assert "from character 34 on" in told["summary"]
+
+
+@pytest.mark.parametrize(
+    ("again", "severity"),
+    [
+        (SKY, None),
+        ("The sky is blue because air scatters blue light more, and I hate cats now.", "warning"),
+        ("The sky is blue", "warning"),
+        ("The sea is deep and nobody knows how deep it is.", "error"),
+        ("", "error"),
+    ],
+)
+def test_how_early_two_answers_part_decides_how_bad_it_is(again, severity):
+    answer = {"kind": "completion", "prompt": "Why is the sky blue?", "error": None, "model": "m", "finish": "stop"}
+    answer |= {"text": SKY, "streamed_text": SKY, "completion_tokens": 16, "streamed_tokens": 16, "again": again}
+    found = functional.judge({"prompt": "Why is the sky blue?", "temperature": 0}, answer, "m")
+    assert [(one["id"], one["severity"]) for one in found] == (
+        [("answer-not-repeatable", severity)] if severity else []
+    )
 
 
 def test_a_template_s_marks_in_a_chat_are_a_finding(run_module, serve):

@@ -217,6 +217,7 @@ def test_smoke_bench_measures_and_compares(run_module, serve):
             "slo": {"ttft_ms": 60000},
             "reference": {"load": {"conditions": {"concurrency": 2}, "figures": {"output_throughput": 1000}}},
             "simulated_url": [server.url + "/version"],
+            "setting": {"hardware": "atlas-800-a3"},
         },
     )
     assert (result["changed"], result["result"]["completed"], result["result"]["simulated"]) == (False, 4, False)
@@ -224,6 +225,10 @@ def test_smoke_bench_measures_and_compares(run_module, serve):
     assert [item["id"] for item in result["findings"]] == ["bench-reference"]
     assert result["table"][0] == ["", "mean", "p50", "p90", "p99"]
     assert len(server.requests) == 6
+    assert result["keep"]["latest"] == result["keep"]["result"]
+    assert result["keep"]["result"]["conditions"] == result["result"]["conditions"]
+    assert result["result"]["conditions"]["hardware"] == "atlas-800-a3"
+    assert "requests" not in result["keep"]["result"]
 
 
 def test_smoke_bench_sends_nothing_in_check_mode(run_module, serve):

@@ -58,12 +58,13 @@ def prompts(count: int, tokens: int, seed: int = 0, nonce: str = "") -> List[str
     """``count`` different prompts of ``tokens`` words: ``seed`` says which words, ``nonce`` in which order.
 
     Two runs with one seed thus ask for as much work, token for token, and with different nonces share no beginning: of
-    what an engine, or a store behind several, has cached of an earlier run, not a single block fits.
+    what an engine, or a store behind several, has cached of an earlier run, not a single block fits. Only the first
+    word keeps its place: without a space before it, it may have other tokens than elsewhere.
     """
     source = random.Random(seed)  # noqa: S311 - load, not secrets
     order = random.Random(f"{seed} {nonce}")  # noqa: S311 - load, not secrets
     chosen = [[source.choice(_WORDS) for _ in range(max(1, tokens))] for _ in range(count)]
-    return [" ".join(order.sample(words, len(words))) for words in chosen]
+    return [" ".join(words[:1] + order.sample(words[1:], len(words) - 1)) for words in chosen]
 
 
 def percentile(values: Sequence[float], share: float) -> Optional[float]:

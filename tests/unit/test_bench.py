@@ -76,6 +76,7 @@ def test_runs_ask_for_the_same_words_in_an_order_of_their_own():
     one, other = (bench.prompts(20, 128, seed=1, nonce=nonce) for nonce in ("a", "b"))
     assert one == bench.prompts(20, 128, seed=1, nonce="a")
     assert [sorted(prompt.split()) for prompt in one] == [sorted(prompt.split()) for prompt in other]
+    assert [prompt.split()[0] for prompt in one] == [prompt.split()[0] for prompt in other]
     # Blocks of 16 tokens are the smallest that engines cache by default; not one of an earlier run's is of any use.
     begins = [" ".join(prompt.split()[:16]) for prompt in one + other]
     assert len(set(begins)) == len(begins)

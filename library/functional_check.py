@@ -11,7 +11,9 @@ description:
     the served name, as many tokens as were asked for, language that is no noise and is the question's, the expected
     words, and at temperature 0 the same text each time.
   - Then a stop string has to stop, a chat has to come through the model's template, and where it is wanted a prompt of
-    nearly the longest length has to be answered.
+    nearly the longest length has to be answered. What can't be asked of this endpoint is told as information.
+  - Where no prompt is at temperature 0, the first one is asked at that once more, with few tokens. Where none is a
+    chat, one is asked as a chat too; a model without a chat template may refuse that.
   - With O(engines), requests go to all at once and to every rank by itself. The whole takes as long as about four of
     the recipe's prompts.
   - Bad answers are findings, not a failure of the module. Proxy variables are never used.
@@ -123,18 +125,18 @@ def main() -> None:
             module.fail_json(msg=f"prompt {number}: a completion takes 'prompt', not 'messages'")
     started = time.monotonic()
     asked = (given["url"], given["model"])
-    result = functional.check(*asked, given["prompts"], given["timeout"])
+    prompts = functional.with_chat(functional.with_steady(given["prompts"]))
+    result = functional.check(*asked, prompts, given["timeout"])
     findings, shares = result["findings"], {}
     # What fails at its first step has no second one to judge.
     if all(answer["text"] for answer in result["answers"]):
         longest = min((int(one["max_model_len"]) for one in given["engines"] if one["max_model_len"]), default=None)
-        findings += behaviour.check(
-            *asked,
-            given["prompts"],
-            result["answers"],
-            given["timeout"],
-            longest if given["long_prompt"] else None,
+        made = behaviour.check(
+            *asked, result["prompts"], result["answers"], given["timeout"], longest, given["long_prompt"]
         )
+        # Where answers are wrong, what they could not prove is no news.
+        wrong = any(item["severity"] == "error" for item in findings)
+        findings = findings + [item for item in made if item["severity"] != "info" or not wrong]
     if given["engines"] and not any(item["severity"] == "error" for item in findings):
         first = next((one for one in given["prompts"] if one.get("prompt")), None)
         told = traffic.check(*asked, given["engines"], given["timeout"], first)

@@ -24,7 +24,10 @@ options:
   input_tokens: {description: Length of a prompt in words of about one token each, type: int, default: 128}
   output_tokens: {description: Tokens asked for, type: int, default: 64}
   warmup: {description: Requests before the measurement; by default as many as run at a time, type: int}
-  seed: {description: The same seed makes the same prompts, type: int, default: 0}
+  seed:
+    description: The same seed makes prompts of the same words, in an order of each run's own so that no cache helps.
+    type: int
+    default: 0
   timeout: {description: Seconds for one request, type: float, default: 600}
   slo:
     description: Limits for goodput, any of C(ttft_ms), C(tpot_ms), C(e2e_ms).
@@ -44,16 +47,24 @@ options:
     type: float
     default: 0.15
   last:
-    description: Result of an earlier run, to be compared; empty when there is none.
+    description: Result of the last good run, to be compared; empty when there is none.
     type: dict
     default: {}
-  last_name:
-    description: What findings call the earlier run.
-    type: str
-    default: the last good run
+  before:
+    description: Result of the service that this one replaces, to be compared as well; empty when there is none.
+    type: dict
+    default: {}
   drop:
-    description: Share by which output tokens a second may fall against O(last); more is an error.
+    description: Share by which output tokens a second may fall against O(before), else O(last); more is an error.
     type: float
+  accept:
+    description: Whether this run becomes the last good one even if it is slower.
+    type: bool
+    default: false
+  setting:
+    description: C(hardware) and C(image) that serve. Runs on other hardware are not compared.
+    type: dict
+    default: {}
   engines:
     description:
       - Servers behind the endpoint as for M(functional_check). Ranks that had more than their share, or took longer for
@@ -97,6 +108,12 @@ record:
   description: The result under the name that it has in the run record; empty in check mode.
   returned: always
   type: dict
+keep:
+  description:
+    - What to remember, both without the times of single requests. C(result) is the next run's O(last), this run or the
+      same as before, and C(latest) is this run. Null in check mode.
+  returned: always
+  type: dict
 table:
   description: The figures as rows of text, header first.
   returned: always
@@ -131,8 +148,10 @@ def main() -> None:
             "reference": {"type": "dict", "default": {}},
             "tolerance": {"type": "float", "default": bench.TOLERANCE},
             "last": {"type": "dict", "default": {}},
-            "last_name": {"type": "str", "default": "the last good run"},
+            "before": {"type": "dict", "default": {}},
             "drop": {"type": "float"},
+            "accept": {"type": "bool", "default": False},
+            "setting": {"type": "dict", "default": {}},
             "engines": {"type": "list", "elements": "dict", "default": []},
             "judged": {"type": "bool", "default": True},
             "run_in_check_mode": {"type": "bool", "default": False},
@@ -149,7 +168,7 @@ def main() -> None:
     if unknown:
         module.fail_json(msg=f"slo has {', '.join(unknown)}; wanted ttft_ms, tpot_ms or e2e_ms")
     if module.check_mode and not given["run_in_check_mode"]:
-        module.exit_json(changed=False, result=None, table=[], findings=[], record={})
+        module.exit_json(changed=False, result=None, keep=None, table=[], findings=[], record={})
     result = bench.run(
         given["url"],
         given["model"],
@@ -163,17 +182,18 @@ def main() -> None:
         slo={name: float(limit) for name, limit in given["slo"].items()},
         simulated_urls=given["simulated_url"],
         engines=given["engines"],
+        setting=given["setting"],
     )
     findings = result.pop("findings") + bench.judge(result)
     findings += bench.compare(given["reference"], result, given["tolerance"])
-    findings += bench.against(
-        given["last"], result, tolerance=given["tolerance"], drop=given["drop"], when=given["last_name"]
-    )
+    findings += bench.beside(given["last"], given["before"], result, tolerance=given["tolerance"], drop=given["drop"])
+    keep = bench.keep(given["last"], result, tolerance=given["tolerance"], accept=given["accept"])
     if not given["judged"]:
-        module.exit_json(changed=False, result=result, table=[], findings=[], record={})
+        module.exit_json(changed=False, result=result, keep=keep, table=[], findings=[], record={})
     module.exit_json(
         changed=False,
         result=result,
+        keep=keep,
         table=bench.table(result),
         findings=findings,
         record={"smoke_bench.json": result},

@@ -6,12 +6,12 @@ A wrong quantisation flag, a broken kernel or mixed-up KV blocks leave an endpoi
 
 from __future__ import annotations
 
-__all__ = ["judge"]
+__all__ = ["judge", "same_writing"]
 
 import collections
 import re
 import unicodedata
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, Iterable, List, Optional, Sequence
 
 # Fewer words or characters than these prove nothing.
 _MIN_WORDS = 8
@@ -34,11 +34,20 @@ def _script(character: str) -> str:
     return "CJK" if name in ("CJK", "HIRAGANA", "KATAKANA", "FULLWIDTH", "IDEOGRAPHIC") else name
 
 
-def _scripts(characters: Sequence[str]) -> Dict[str, float]:
+def _scripts(characters: Iterable[str]) -> Dict[str, float]:
     """The share of each writing system in the letters of a text."""
     letters = [character for character in characters if character.isalpha()]
     counted = collections.Counter(_script(letter) for letter in letters)
     return {script: number / len(letters) for script, number in counted.items()}
+
+
+def same_writing(text: str, other: str) -> bool:
+    """Whether all letters of a text are of writing systems that another text has as well; figures are of any.
+
+    >>> same_writing("Paris 12", "What is the capital of France?"), same_writing("\u5df4\u9ece", "Say it in Chinese.")
+    (True, False)
+    """
+    return set(_scripts(text)) <= set(_scripts(other))
 
 
 def _language(visible: Sequence[str], asked: str) -> Optional[str]:

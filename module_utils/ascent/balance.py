@@ -18,10 +18,23 @@ _SAMPLE = re.compile(r"(?P<name>vllm:\w+)\{(?P<labels>.*)\}\s+(?P<value>\S+)")
 _ENGINE = re.compile(r'(?:^|,)engine="([^"]*)"')
 _REQUESTS = "vllm:request_success_total"
 _ITL = ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds")
-# A rank has too much when its requests exceed its share by this many standard deviations of chance, and by this much.
-_SIGMAS, _EXCESS = 4.0, 0.5
+# A rank has too much, or too little, when chance gives that to any rank in one run of so many, and when it is off by so
+# much of its share: with many requests chance allows for little, and a few percent do no harm. One in a hundred is the
+# strictest round figure by which an instance of two that got all of 8 requests stands out (one run in 128 by chance).
+# Real routers take turns or look for the least load, so they spread more evenly than chance does.
+_RARE, _EXCESS = 0.01, 0.5
 # A rank is slow when its tokens take so many times as long as the median rank's; with fewer tokens nothing is told.
 _SLOW, _TOKENS = 1.4, 50
+
+# Cause and fix.
+_TOO_MUCH = (
+    "The router's policy, or prompts that begin alike and follow their cache.",
+    "Nothing for prompts that belong together; else another policy, or data_parallel_mode of the recipe.",
+)
+_TOO_LITTLE = (
+    "The router holds it for down or busy at times, or it joined late.",
+    "Compare the router's list of backends with the plan; then read that node's log.",
+)
 
 #: `{(engine, rank): {"requests", "seconds", "tokens"}}`: requests finished, seconds between tokens, how many such gaps.
 Shares = Dict[Tuple[str, str], Dict[str, float]]
@@ -78,7 +91,8 @@ def judge(engines: Sequence[Mapping[str, Any]], before: Shares, after: Shares) -
     rows: List[Dict[str, Any]] = []
     for (engine, rank), now in sorted(after.items(), key=lambda item: (item[0][0], len(item[0][1]), item[0][1])):
         was = before.get((engine, rank), {})
-        grown = {key: value - was.get(key, 0.0) for key, value in now.items()}
+        # A counter that fell belongs to an engine that started anew meanwhile, and counts from nought.
+        grown = {key: value - was.get(key, 0.0) if value >= was.get(key, 0.0) else value for key, value in now.items()}
         itl = grown["seconds"] * 1000 / grown["tokens"] if grown["tokens"] >= _TOKENS else None
         rows.append(
             {
@@ -95,25 +109,60 @@ def judge(engines: Sequence[Mapping[str, Any]], before: Shares, after: Shares) -
     return {"findings": found, "ranks": rows}
 
 
+def _by_chance(least: int, total: int, count: int) -> float:
+    """How likely one of ``count`` ranks gets ``least`` or more of ``total`` requests, each going to any of them alike.
+
+    The tail of the binomial distribution, summed exactly; the normal one is far off for so few requests.
+
+    >>> round(_by_chance(8, 8, 2) * 2 ** 8, 6)
+    1.0
+    """
+    if least <= 0 or count < 2:
+        return 1.0
+    mine, others = -math.log(count), math.log1p(-1 / count)
+    ways = (
+        math.lgamma(total + 1) - math.lgamma(each + 1) - math.lgamma(total - each + 1)
+        for each in range(least, total + 1)
+    )
+    return math.fsum(math.exp(one + each * mine + (total - each) * others) for each, one in enumerate(ways, least))
+
+
 def _uneven(rows: Sequence[Mapping[str, Any]]) -> List[Tuple[Mapping[str, Any], Tuple[str, ...]]]:
+    """Ranks with too many requests, and of the rest those that have too few for what is left to them.
+
+    What one rank has too much of all others lack, which is one fact and told once.
+    """
     total, count = sum(row["requests"] for row in rows), len(rows)
     if count < 2 or total <= 0:
         return []
-    share = total / count
-    chance = math.sqrt(total / count * (1 - 1 / count))
+    share, rare = total / count, _RARE / count
+    greedy = [
+        row
+        for row in rows
+        if row["requests"] - share > _EXCESS * share and _by_chance(row["requests"], total, count) < rare
+    ]
+    rest = [row for row in rows if row not in greedy]
+    left = sum(row["requests"] for row in rest)
+    starved = [
+        row
+        for row in rest
+        if left / len(rest) - row["requests"] > _EXCESS * left / len(rest)
+        and 1 - _by_chance(row["requests"] + 1, left, len(rest)) < _RARE / len(rest)
+    ]
+    evidence = f"{count} ranks, {share:.1f} requests each: "
+    evidence += ", ".join(f"{row['engine']}/{row['rank']} {row['requests']}" for row in rows[:16])
     return [
         (
             row,
             (
                 "rank-imbalance",
                 f"had {row['requests']} of {total} requests, {row['requests'] / share:.1f} times its share",
-                f"{count} ranks, {share:.1f} requests each",
-                "The router's policy, or prompts that begin alike and follow their cache.",
-                "Nothing for prompts that belong together; else another policy, or data_parallel_mode of the recipe.",
+                evidence,
+                *(_TOO_MUCH if row in greedy else _TOO_LITTLE),
             ),
         )
         for row in rows
-        if row["requests"] - share > max(_SIGMAS * chance, _EXCESS * share)
+        if row in greedy or row in starved
     ]
 
 

@@ -56,6 +56,11 @@ def _told(id: str, severity: str, summary: str, evidence: str, cause: str, fix: 
     return finding(id, severity, summary, stage=_STAGE, evidence=evidence, cause=cause, fix=fix)
 
 
+def _unproven(id: str, what: str, evidence: str, cause: str, fix: str) -> List[Dict[str, Any]]:
+    """What could not be asked, as information: it is no fault, and no proof either."""
+    return [_told(id, "info", f"it is not proven that {what}", evidence, cause, fix)]
+
+
 def judge_stop(word: str, status: Optional[int], text: str, error: str) -> List[Dict[str, Any]]:
     """Findings on an answer that was to stop before ``word``. Pure."""
     if status != 200:
@@ -94,7 +99,15 @@ def judge_template(
                 "Give a template with --chat-template; nothing, if this is a base model that nobody chats with.",
             )
         ]
-    if plain is None or chat is None or chat > plain:
+    if plain is None or chat is None:
+        return _unproven(
+            "chat-template-unproven",
+            "chats reach the model through its chat template",
+            f"prompt tokens as a text: {_or_none(plain)}, as a chat: {_or_none(chat)}",
+            "The endpoint does not complete texts, or counts no prompt tokens, so the two can't be compared.",
+            "Ask an engine by itself: if it has usage.prompt_tokens, the router takes it away.",
+        )
+    if chat > plain:
         return []
     return [
         _told(
@@ -131,17 +144,34 @@ def judge_length(wanted: int, counted: Optional[int], longest: int, status: Opti
     ]
 
 
+def _unmeasured(evidence: str, cause: str, fix: str) -> List[Dict[str, Any]]:
+    return _unproven("long-prompt-unproven", "a prompt of full length is answered", evidence, cause, fix)
+
+
+def _or_none(tokens: Optional[int]) -> str:
+    return "not counted" if tokens is None else str(tokens)
+
+
 class _Asker:
     """One endpoint, and what is asked of it."""
 
     def __init__(self, url: str, model: str, timeout: float) -> None:
         self.url, self.model, self.timeout = url.rstrip("/"), model, timeout
 
-    def stop(self, prompt: Mapping[str, Any], answer: Mapping[str, Any]) -> List[Dict[str, Any]]:
-        """The prompt again, to stop at a word of its answer."""
-        word = stop_word(answer["text"] or "")
-        if word is None:
-            return []
+    def stop(self, asked: Sequence[Tuple[Mapping[str, Any], Mapping[str, Any]]]) -> List[Dict[str, Any]]:
+        """The first prompt at temperature 0 whose answer has a fit word, to stop there."""
+        steady = [(prompt, answer["text"]) for prompt, answer in asked if prompt.get("temperature") == 0]
+        prompt, word = next(
+            ((prompt, word) for prompt, text in steady for word in [stop_word(text or "")] if word), (None, None)
+        )
+        if prompt is None or word is None:
+            return _unproven(
+                "stop-unproven",
+                "stop strings stop an answer",
+                "answers at temperature 0: " + ("; ".join(repr((text or "")[:80]) for _, text in steady) or "none"),
+                "None of them has a word inside at which it could be told to stop.",
+                "Give checks.prompts of the recipe one at temperature 0 that is answered with a sentence.",
+            )
         path, body = body_of(prompt, self.model)
         response, error = _post(self.url + path, {**body, "stop": [word]}, self.timeout)
         return judge_stop(word, response.status if response else None, _answer(response), error or _refusal(response))
@@ -156,19 +186,33 @@ class _Asker:
             _prompt_tokens(plain), _prompt_tokens(chat), chat.status if chat else None, error or _refusal(chat), wanted
         )
 
-    def length(self, longest: int) -> List[Dict[str, Any]]:
+    def length(self, longest: Optional[int]) -> List[Dict[str, Any]]:
         """A prompt of nearly ``longest`` tokens, made by what two short ones count."""
+        if not longest:
+            return _unmeasured(
+                "no engine names its --max-model-len",
+                "The longest sequence is what the model's configuration says, which the plan does not know.",
+                "Give max-model-len in args of the recipe.",
+            )
         address, common = f"{self.url}/v1/completions", {"model": self.model, "max_tokens": 1, "temperature": 0}
         short = [
             _prompt_tokens(_post(address, {**common, "prompt": _SENTENCE * count}, self.timeout)[0])
             for count in (_FEW, _MORE)
         ]
         if short[0] is None or short[1] is None or short[1] <= short[0]:
-            return []
+            return _unmeasured(
+                f"prompts of {_FEW} and {_MORE} sentences: {_or_none(short[0])} and {_or_none(short[1])} tokens",
+                "The endpoint does not complete texts, or does not count prompt tokens as they are.",
+                "Ask an engine by itself: if it has usage.prompt_tokens, the router takes it away.",
+            )
         each = (short[1] - short[0]) / (_MORE - _FEW)
         count = int((longest - _ROOM - _ANSWER - (short[0] - each * _FEW)) / each)
         if count <= _MORE:
-            return []
+            return _unmeasured(
+                f"the engines take {longest} tokens, and {_MORE} sentences are {short[1]}",
+                "So short a sequence has no room for the sentences that a long prompt is made of.",
+                "Nothing, if --max-model-len is meant to be so low.",
+            )
         wanted = int(short[0] + each * (count - _FEW))
         body = {**common, "prompt": _SENTENCE * count, "max_tokens": _ANSWER}
         response, error = _post(address, body, max(self.timeout, _LONG_TIMEOUT))
@@ -207,19 +251,18 @@ def check(
     answers: Sequence[Mapping[str, Any]],
     timeout: float = 300,
     longest: Optional[int] = None,
+    long_prompt: bool = False,
 ) -> List[Dict[str, Any]]:
     """Findings; all is asked at once.
 
     ``answers`` are those of `functional.check` to ``prompts``. ``longest`` is the longest sequence in tokens that the
-    engines take, when a prompt of that length is to be asked.
+    engines take, None where that is not known; ``long_prompt`` says whether a prompt of that length is to be asked.
+    What can't be asked is information, so that silence means that all of it was.
     """
     asker = _Asker(url, model, timeout)
-    wanted = any(answer["kind"] == "chat" for answer in answers)
+    wanted = any(answer["kind"] == "chat" and not prompt.get("optional") for prompt, answer in zip(prompts, answers))
     with ThreadPoolExecutor(max_workers=3) as pool:
-        asked = [pool.submit(asker.template, wanted)]
-        steady = [pair for pair in zip(prompts, answers) if pair[0].get("temperature") == 0 and pair[1]["text"]]
-        if steady:
-            asked.append(pool.submit(asker.stop, *steady[0]))
-        if longest:
+        asked = [pool.submit(asker.template, wanted), pool.submit(asker.stop, list(zip(prompts, answers)))]
+        if long_prompt:
             asked.append(pool.submit(asker.length, longest))
         return [item for one in asked for item in one.result()]

@@ -8,13 +8,27 @@ never by chunks: then ITL is a property of the stream and TPOT is the speed.
 
 from __future__ import annotations
 
-__all__ = ["against", "compare", "is_simulated", "judge", "percentile", "prompts", "run", "summarize", "table"]
+__all__ = [
+    "SIZES",
+    "against",
+    "beside",
+    "compare",
+    "is_simulated",
+    "judge",
+    "keep",
+    "percentile",
+    "prompts",
+    "run",
+    "summarize",
+    "table",
+]
 
 import queue
 import random
+import secrets
 import threading
 import time
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from . import balance
 from .client import ClientError, events, request
@@ -25,6 +39,8 @@ TOLERANCE = 0.15
 # Figures of which more is better.
 _RATES = ("request_throughput", "output_throughput", "total_throughput", "goodput")
 METRICS = ("ttft_ms", "tpot_ms", "itl_ms", "e2e_ms")
+#: Conditions that say how large a load is.
+SIZES = ("concurrency", "requests", "input_tokens", "output_tokens")
 _STAGE = "check"
 # Common words that most tokenizers keep whole, so that N words are about N tokens. The engine's count is reported.
 _WORDS = [
@@ -38,10 +54,17 @@ _WORDS = [
 ]  # fmt: skip
 
 
-def prompts(count: int, tokens: int, seed: int = 0) -> List[str]:
-    """``count`` different prompts of ``tokens`` words; the same for the same seed, so that two runs ask the same."""
+def prompts(count: int, tokens: int, seed: int = 0, nonce: str = "") -> List[str]:
+    """``count`` different prompts of ``tokens`` words: ``seed`` says which words, ``nonce`` in which order.
+
+    Two runs with one seed thus ask for as much work, token for token, and with different nonces share no beginning: of
+    what an engine, or a store behind several, has cached of an earlier run, not a single block fits. Only the first
+    word keeps its place: without a space before it, it may have other tokens than elsewhere.
+    """
     source = random.Random(seed)  # noqa: S311 - load, not secrets
-    return [" ".join(source.choice(_WORDS) for _ in range(max(1, tokens))) for _ in range(count)]
+    order = random.Random(f"{seed} {nonce}")  # noqa: S311 - load, not secrets
+    chosen = [[source.choice(_WORDS) for _ in range(max(1, tokens))] for _ in range(count)]
+    return [" ".join(words[:1] + order.sample(words[1:], len(words) - 1)) for words in chosen]
 
 
 def percentile(values: Sequence[float], share: float) -> Optional[float]:
@@ -238,10 +261,12 @@ def run(
     output_tokens: int = 64,
     warmup: Optional[int] = None,
     seed: int = 0,
+    nonce: Optional[str] = None,
     timeout: float = 600,
     slo: Optional[Mapping[str, float]] = None,
     simulated_urls: Sequence[str] = (),
     engines: Sequence[Mapping[str, Any]] = (),
+    setting: Optional[Mapping[str, Any]] = None,
 ) -> Dict[str, Any]:
     """Load the endpoint's completions: ``{"conditions", "simulated", "max_in_flight"}``, what `summarize` gives,
     ``ranks`` and ``findings`` as `balance.judge` gives them for ``engines``, and ``requests`` as `timelines` does.
@@ -249,9 +274,12 @@ def run(
     ``warmup`` requests go first and are not counted (default: as many as run at a time): they compile graphs, open
     links, and tell how many tokens a word of the prompts has, so that those that count have ``input_tokens``. Answers
     are asked to have exactly ``output_tokens``; engines that do not know ``ignore_eos`` may give fewer, which the token
-    counts show. ``timeout`` in seconds is for one request.
+    counts show. ``seed`` and ``nonce`` are those of `prompts`; each run has a new nonce unless one is given, so that an
+    engine that has answered this benchmark before is measured like one that has not. ``setting`` is what else belongs
+    to the conditions: ``hardware`` and ``image``. ``timeout`` in seconds is for one request.
     """
     warmup = concurrency if warmup is None else warmup
+    nonce = secrets.token_hex(8) if nonce is None else nonce
 
     def bodies(texts: Sequence[str]) -> List[Dict[str, Any]]:
         common = {"model": model, "max_tokens": output_tokens, "temperature": 0, "ignore_eos": True, "stream": True}
@@ -260,12 +288,12 @@ def run(
     address = url.rstrip("/") + "/v1/completions"
     words = input_tokens
     if warmup:
-        first = _load(address, bodies(prompts(warmup, input_tokens, seed)), concurrency, timeout)
+        first = _load(address, bodies(prompts(warmup, input_tokens, seed, nonce)), concurrency, timeout)
         counted = [record["prompt_tokens"] for record in first["records"] if record["ok"] and record["prompt_tokens"]]
         words = max(1, round(input_tokens * input_tokens * len(counted) / sum(counted))) if counted else words
     # Another seed than the warm-up's: nothing of these is in a prefix cache yet.
     before = balance.read(engines)
-    measured = _load(address, bodies(prompts(requests, words, seed + 1)), concurrency, timeout)
+    measured = _load(address, bodies(prompts(requests, words, seed + 1, nonce)), concurrency, timeout)
     shares = balance.judge(engines, before, balance.read(engines))
     return {
         "conditions": {
@@ -277,6 +305,8 @@ def run(
             "output_tokens": output_tokens,
             "warmup": warmup,
             "seed": seed,
+            "nonce": nonce,
+            **(setting or {}),
         },
         "simulated": is_simulated(simulated_urls),
         "ranks": shares["ranks"],
@@ -335,6 +365,32 @@ def _short(name: str, value: float, expected: float) -> float:
     return 1 - (value / expected if name in _RATES else expected / value) if value > 0 else 1.0
 
 
+def _unlike(last: Mapping[str, Any], result: Mapping[str, Any]) -> List[str]:
+    """Why two results can't be set beside each other.
+
+    Sizes of the load and hardware have to be the same; a result from before hardware was noted fits any. The image does
+    not count: whether a new one is slower is what is asked.
+    """
+    was, now = last["conditions"], result["conditions"]
+    other = [f"{name} {was.get(name)} -> {now.get(name)}" for name in SIZES if was.get(name) != now.get(name)]
+    hardware = was.get("hardware"), now.get("hardware")
+    if all(hardware) and hardware[0] != hardware[1]:
+        other.append(f"hardware {hardware[0]} -> {hardware[1]}")
+    if bool(last.get("simulated")) != bool(result.get("simulated")):
+        other.append("one of the two is simulated")
+    return other
+
+
+def _compared(last: Mapping[str, Any], result: Mapping[str, Any]) -> List[Tuple[str, float, float]]:
+    """The figures that two results are compared by, with what they are and what they were."""
+    found = []
+    for name in ("output_throughput", "ttft_ms", "tpot_ms", "e2e_ms"):
+        value, expected = _figure(result, name), _figure(last, name)
+        if value is not None and expected:
+            found.append((name, value, expected))
+    return found
+
+
 def against(
     last: Optional[Mapping[str, Any]],
     result: Mapping[str, Any],
@@ -351,14 +407,7 @@ def against(
     """
     if not last:
         return []
-    sizes = ("concurrency", "requests", "input_tokens", "output_tokens")
-    other = [
-        f"{name} {last['conditions'].get(name)} -> {result['conditions'].get(name)}"
-        for name in sizes
-        if last["conditions"].get(name) != result["conditions"].get(name)
-    ]
-    if bool(last.get("simulated")) != bool(result.get("simulated")):
-        other.append("one of the two is simulated")
+    other = _unlike(last, result)
     if other:
         return [
             finding(
@@ -369,30 +418,71 @@ def against(
                 evidence="; ".join(other),
             )
         ]
-    lines, worst = [], 0.0
-    for name in ("output_throughput", "ttft_ms", "tpot_ms", "e2e_ms"):
-        value, expected = _figure(result, name), _figure(last, name)
-        if value is None or not expected:
-            continue
-        lines.append(f"{name} {value:g}, was {expected:g}")
-        worst = max(worst, _short(name, value, expected))
+    figures = _compared(last, result)
+    lines = [f"{name} {value:g}, was {expected:g}" for name, value, expected in figures]
+    worst = max((_short(*one) for one in figures), default=0.0)
+    images = last["conditions"].get("image"), result["conditions"].get("image")
+    if all(images) and images[0] != images[1]:
+        lines.append(f"image {images[0]} -> {images[1]}")
     value, expected = float(result["output_throughput"]), float(last["output_throughput"])
     ratio = value / expected if expected else 1.0
     fallen = drop is not None and 1 - ratio > drop
+    slower = fallen or worst > tolerance
     return [
         finding(
             "bench-drop" if fallen else "bench-last",
-            "error" if fallen else "warning" if worst > tolerance else "info",
+            "error" if fallen else "warning" if slower else "info",
             f"{value:g} output tokens/s, {ratio:.0%} of {when}"
             + (f"; a fall by {drop:.0%} was allowed" if fallen and drop is not None else ""),
             stage=_STAGE,
             evidence="; ".join(lines),
-            cause="Changed arguments, another image, or a slower node." if fallen or worst > tolerance else "",
-            fix="Compare both generations' arguments; repeat with -e endpoint_check_bench=always."
-            if fallen or worst > tolerance
+            cause="Changed arguments, another image, or a slower node." if slower else "",
+            fix="Compare both generations' arguments; repeat with -e endpoint_check_bench=always. To accept it:"
+            " -e endpoint_check_bench_accept=true."
+            if slower
             else "",
         )
     ]
+
+
+def beside(
+    last: Optional[Mapping[str, Any]],
+    before: Optional[Mapping[str, Any]],
+    result: Mapping[str, Any],
+    *,
+    tolerance: float = TOLERANCE,
+    drop: Optional[float] = None,
+) -> List[Dict[str, Any]]:
+    """Findings beside the last good run, and beside the service ``before`` where there was one. Pure.
+
+    ``drop`` holds against the service before, else against the last good run. Where there is both, the last good run is
+    told of only when the result is slower: a row of upgrades that each cost a little ends far below it.
+    """
+    if not before:
+        return against(last, result, tolerance=tolerance, drop=drop)
+    slower = [one for one in against(last, result, tolerance=tolerance) if one["severity"] != "info"]
+    return slower + against(before, result, tolerance=tolerance, drop=drop, when="the service before")
+
+
+def keep(
+    last: Optional[Mapping[str, Any]],
+    result: Mapping[str, Any],
+    *,
+    tolerance: float = TOLERANCE,
+    accept: bool = False,
+) -> Dict[str, Any]:
+    """What later runs are compared with: ``{"result": the last good run, "latest": this one}``. Pure.
+
+    The good run stays the same until one gives more output tokens a second by more than ``tolerance`` and no other
+    figure worse by as much, or was made under other conditions, or is to be accepted whatever it is (``accept``). So
+    neither a row of runs that each lose a little moves it down, nor the luckiest of many runs up.
+    """
+    latest, good = ({key: value for key, value in one.items() if key != "requests"} for one in (result, last or {}))
+    if accept or not good or _unlike(good, result):
+        return {"result": latest, "latest": latest}
+    short = {name: _short(name, value, expected) for name, value, expected in _compared(good, result)}
+    faster = short.get("output_throughput", 0.0) < -tolerance and max(short.values()) <= tolerance
+    return {"result": latest if faster else good, "latest": latest}
 
 
 def compare(
@@ -403,14 +493,33 @@ def compare(
     ``reference`` is the recipe's mapping of names to rows ``{"source", "conditions": {...}, "figures": {...}}``.
     Conditions are keys of the result's ``conditions`` and all have to be equal; figures are metric names
     (``ttft_ms`` compares means) or throughputs. A figure that is worse by more than the share ``tolerance`` is a
-    warning, any other is information. A simulator's figures are never compared.
+    warning, any other is information. A simulator's figures are never compared. Of a row that is about a load and not
+    compared it is told why; one about a data set is none of a benchmark's.
     """
-    if result.get("simulated"):
-        return []
     findings = []
-    for row in reference.values():
+    for row_name, row in reference.items():
         wanted = row.get("conditions") or {}
-        if not wanted or any(result["conditions"].get(key) != value for key, value in wanted.items()):
+        if not set(wanted) & set(SIZES):
+            continue
+        other = [
+            f"{key} {result['conditions'].get(key, 'unknown')} != {value}"
+            for key, value in wanted.items()
+            if result["conditions"].get(key) != value
+        ]
+        if result.get("simulated") or other:
+            findings.append(
+                finding(
+                    "bench-reference",
+                    "info",
+                    f"not compared with the reference {row_name}, because: "
+                    + ("the engine is a simulator" if result.get("simulated") else ", ".join(other)),
+                    stage=_STAGE,
+                    evidence=f"reference: {row.get('source', 'recipe')}",
+                    fix=f"-e endpoint_check_bench_reference={row_name} measures under its conditions."
+                    if other and set(wanted) == set(SIZES)
+                    else "",
+                )
+            )
             continue
         for name, expected in sorted((row.get("figures") or {}).items()):
             value = _figure(result, name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ask", "body_of", "check", "judge"]
+__all__ = ["ask", "body_of", "check", "judge", "with_chat", "with_steady"]
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +13,13 @@ from .client import ClientError, events, request
 from .findings import finding
 
 _PATHS = {"completion": "/v1/completions", "chat": "/v1/chat/completions"}
+# Keys of a prompt that are no option of the engine's.
+_OURS = frozenset(("kind", "expect", "name", "optional", "prompt", "messages"))
 _STAGE = "check"
 _MAX_THREADS = 16
 # Answers at temperature 0 may part ways late, where rounding depends on the batch. Not within so many characters.
 _SAME_START = 12
+_FEW = 50
 # What a chat template is made of: in an answer it shows that the engine does not know where a turn ends.
 _MARKS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|start_header_id|>", "[/INST]", "</s>")
 
@@ -27,13 +30,40 @@ def _kind(prompt: Mapping[str, Any]) -> str:
 
 def body_of(prompt: Mapping[str, Any], model: str) -> Tuple[str, Dict[str, Any]]:
     """Path and body of a prompt: its own sampling values as they are, ``prompt`` turned into a message for a chat."""
-    body = {key: value for key, value in prompt.items() if key not in ("kind", "expect", "name", "prompt", "messages")}
+    body = {key: value for key, value in prompt.items() if key not in _OURS}
     body["model"] = model
     if _kind(prompt) == "chat":
         body["messages"] = prompt.get("messages") or [{"role": "user", "content": prompt["prompt"]}]
     else:
         body["prompt"] = prompt["prompt"]
     return _PATHS[_kind(prompt)], body
+
+
+def with_steady(prompts: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
+    """The prompts, and where none of them is at temperature 0 the first one once more at that, with few tokens.
+
+    What should be the same each time, and where an answer has to stop, only shows in answers that are not drawn by lot.
+    """
+    asked = [dict(prompt) for prompt in prompts]
+    if asked and all(prompt.get("temperature") != 0 for prompt in asked):
+        # What it expects may come later than so many tokens reach.
+        steady = {key: value for key, value in asked[0].items() if key != "expect"}
+        asked.append({**steady, "temperature": 0, "max_tokens": min(int(steady.get("max_tokens") or _FEW), _FEW)})
+    return asked
+
+
+def with_chat(prompts: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
+    """The prompts, and where none of them is a chat one of them as a chat, which may be refused (``optional``).
+
+    Most clients chat, and nothing but the endpoint knows whether its model has a chat template.
+    """
+    asked = [dict(prompt) for prompt in prompts]
+    if asked and all(_kind(prompt) != "chat" for prompt in asked):
+        chat = next((prompt for prompt in asked if prompt.get("temperature") == 0), asked[0])
+        asked.append(
+            {**{key: value for key, value in chat.items() if key != "expect"}, "kind": "chat", "optional": True}
+        )
+    return asked
 
 
 def _text(choice: Mapping[str, Any]) -> str:
@@ -185,13 +215,29 @@ def judge(prompt: Mapping[str, Any], answer: Mapping[str, Any], model: str) -> L
     return findings + ([] if findings else _sameness(prompt, asked, answer))
 
 
+def _words(content: Any) -> str:
+    """The text of a message's content, which may be a list of parts with pictures among them."""
+    if isinstance(content, list):
+        return " ".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+    return str(content or "")
+
+
+def _question(prompt: Mapping[str, Any]) -> str:
+    """The text in whose language the answer should be; empty where a prompt may ask for another one.
+
+    That is the last message of the user. What a prompt expects, and what else is said in a conversation, may be in
+    another writing: then the answer may be as well.
+    """
+    messages = prompt.get("messages") or [{"role": "user", "content": prompt.get("prompt")}]
+    asked = [_words(one.get("content")) for one in messages if one.get("role") == "user"][-1:]
+    beside = [*(_words(one.get("content")) for one in messages), *(str(word) for word in prompt.get("expect") or [])]
+    return asked[0] if asked and all(answer_quality.same_writing(text, asked[0]) for text in beside) else ""
+
+
 def _sense(prompt: Mapping[str, Any], asked: str, way: str, text: str) -> List[Dict[str, Any]]:
     """Garbage, words that had to be there, and what is left of a chat template."""
-    expected = prompt.get("expect") or []
-    missing = [word for word in expected if word.lower() not in text.lower()]
-    # A question may ask for another language; what it expects then says so.
-    question = "" if expected else str(prompt.get("prompt") or "")
-    reasons = answer_quality.judge(text, question)["reasons"]
+    missing = [word for word in prompt.get("expect") or [] if word.lower() not in text.lower()]
+    reasons = answer_quality.judge(text, _question(prompt))["reasons"]
     reasons = reasons + [f"expected {word!r} in the answer" for word in missing]
     if reasons:
         return [
@@ -236,10 +282,15 @@ def _limits(prompt: Mapping[str, Any], asked: str, answer: Mapping[str, Any]) ->
     ]
 
 
+def _common(one: str, other: str) -> int:
+    """How many characters two texts have in common from their start on."""
+    return next((at for at, (left, right) in enumerate(zip(one, other)) if left != right), min(len(one), len(other)))
+
+
 def _same_start(one: str, other: str) -> bool:
-    """Whether two texts begin alike, as far as the shorter of them goes."""
+    """Whether two texts begin alike, as far as the shorter of them goes; with one without a word nothing does."""
     length = min(_SAME_START, len(one), len(other))
-    return one[:length] == other[:length]
+    return bool(one.strip()) == bool(other.strip()) and one[:length] == other[:length]
 
 
 def _within(part: str, whole: str) -> bool:
@@ -253,7 +304,7 @@ def _sameness(prompt: Mapping[str, Any], asked: str, answer: Mapping[str, Any]) 
     plain, streamed, again = answer["text"], answer["streamed_text"], answer["again"]
     if prompt.get("temperature") != 0 or again is None:
         return []
-    if plain != again and not _same_start(plain, again):
+    if not _same_start(plain, again):
         return [
             _told(
                 "answer-not-repeatable",
@@ -264,7 +315,7 @@ def _sameness(prompt: Mapping[str, Any], asked: str, answer: Mapping[str, Any]) 
                 "Ask each instance by itself, and compare the weights' hashes between nodes.",
             )
         ]
-    if plain == streamed:
+    if plain == again == streamed:
         return []
     # The same numbers of tokens and yet fewer or more characters: parts of the text were lost or came twice.
     torn = len(plain) != len(streamed) and (_within(streamed, plain) or _within(plain, streamed))
@@ -280,26 +331,46 @@ def _sameness(prompt: Mapping[str, Any], asked: str, answer: Mapping[str, Any]) 
                 "Ask an engine by itself: if that is right, it is the router or a proxy before it.",
             )
         ]
-    if plain != again:
-        # Whatever makes plain answers part ways does the same to streams.
-        return []
+    # Whatever makes plain answers part ways late does the same to streams, so it is told once.
+    name, other, what = (
+        ("answer-not-repeatable", again, "two answers to the same {} at temperature 0 differ")
+        if plain != again
+        else ("stream-differs", streamed, "plain and streamed answers to {} differ at temperature 0")
+    )
+    at = _common(plain, other)
     return [
         _told(
-            "stream-differs",
+            name,
             "warning",
-            f"plain and streamed answers to {asked} differ at temperature 0",
-            f"plain {plain[:200]!r}, streamed {streamed[:200]!r}",
-            "Rounding that depends on the batch does this late in a text.",
+            what.format(asked) + f" from character {at + 1} on",
+            f"{_around(plain, at)!r} against {_around(other, at)!r}",
+            "Rounding that depends on the batch does this late in a text; so does a rank whose weights are hardly off.",
             "Nothing, if clients can live with it; else repeat the check while nobody else asks.",
         )
     ]
 
 
+def _around(text: str, at: int) -> str:
+    """A text's characters near a place."""
+    return text[max(0, at - 60) : at + 140]
+
+
 def check(url: str, model: str, prompts: Sequence[Mapping[str, Any]], timeout: float = 300) -> Dict[str, Any]:
-    """All prompts at once: ``{"answers": [...], "findings": [...]}``; ``timeout`` in seconds for each answer."""
+    """All prompts at once: ``{"prompts", "answers", "findings"}``; ``timeout`` in seconds for each answer.
+
+    ``prompts`` and ``answers`` go together, without those that were ``optional`` and refused.
+    """
     if not prompts:
-        return {"answers": [], "findings": []}
+        return {"prompts": [], "answers": [], "findings": []}
     with ThreadPoolExecutor(max_workers=min(_MAX_THREADS, len(prompts))) as pool:
         answers = list(pool.map(lambda prompt: ask(url, model, prompt, timeout), prompts))
-    findings = [item for prompt, answer in zip(prompts, answers) for item in judge(prompt, answer, model)]
-    return {"answers": answers, "findings": findings}
+    pairs = [
+        (prompt, answer)
+        for prompt, answer in zip(prompts, answers)
+        if not (prompt.get("optional") and answer["error"] and answer["status"] != 200)
+    ]
+    return {
+        "prompts": [prompt for prompt, _ in pairs],
+        "answers": [answer for _, answer in pairs],
+        "findings": [item for prompt, answer in pairs for item in judge(prompt, answer, model)],
+    }

@@ -214,6 +214,8 @@ class FilterModule:
         """Name to function."""
         return {
             "ascent_bench_due": checking.bench_due,
+            "ascent_bench_load": checking.bench_load,
+            "ascent_bench_setting": checking.bench_setting,
             "ascent_endpoint_host": checking.endpoint_host,
             "ascent_good_generations": ascent_good_generations,
             "ascent_health_endpoints": checking.health_endpoints,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from ascent import behaviour, functional
 from library import endpoint_health, functional_check, smoke_bench
 from tests.openai_server import Behaviour, Server
 
 WORDS = Behaviour.text
+SKY = "The sky is blue because air scatters blue light more, because of Rayleigh."
 LONG = [f"word{number}" for number in range(60)]
 PROMPT = {"prompt": "The future of AI is", "max_tokens": 50, "temperature": 0}
 
@@ -96,7 +98,7 @@ def test_good_answers_have_no_findings(run_module, serve):
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "identity", "severity"),
+    ("given", "identity", "severity"),
     [
         ({"status": 500}, "functional-no-answer", "error"),
         ({"status": 503, "headers": {"Via": "1.1 proxy.example"}}, "D11", "error"),
@@ -117,9 +119,9 @@ def test_good_answers_have_no_findings(run_module, serve):
         ({"chats": False}, "chat-refused", "warning"),
     ],
 )
-def test_each_kind_of_bad_answer_is_a_finding(run_module, serve, behaviour, identity, severity):
+def test_each_kind_of_bad_answer_is_a_finding(run_module, serve, given, identity, severity):
     asked = {**PROMPT, "prompt": "The future of AI in our days is"}
-    findings = ask(run_module, serve(**behaviour), [asked])["findings"]
+    findings = ask(run_module, serve(**given), [asked])["findings"]
     assert {(item["id"], item["severity"]) for item in findings} == {(identity, severity)}
     assert all(item["evidence"] and item["cause"] and item["fix"] for item in findings)
 
@@ -130,10 +132,58 @@ def test_expected_word_that_is_missing_is_a_finding(run_module, serve):
     assert "'Paris'" in findings[0]["evidence"]
 
 
-def test_a_text_that_differs_late_is_no_finding_where_repetitions_do_as_well(run_module, serve):
-    """Rounding depends on the batch; what it does to plain answers it does to streams."""
+def test_answers_that_part_late_are_one_warning(run_module, serve):
+    """Rounding depends on the batch; what it does to plain answers it does to streams, so it is told once."""
     late = "bright because people everywhere think otherwise"
-    assert ask(run_module, serve(again_text=late, streamed_text=f"{late} now"))["findings"] == []
+    prompt, chat = ask(run_module, serve(again_text=late, streamed_text=f"{late} now"))["findings"]
+    for told in (prompt, chat):
+        assert (told["id"], told["severity"]) == ("answer-not-repeatable", "warning")
+    assert "from character 34 on" in told["summary"]
+
+
+CHINESE = "这是一个完全不同的语言的回答没有人问过它而且很长"
+ENGLISH = "Tell me at some length about the capital of France."
+
+
+@pytest.mark.parametrize(
+    ("prompt", "wrong"),
+    [
+        ({"prompt": ENGLISH}, True),
+        ({"prompt": ENGLISH, "expect": ["12"]}, True),
+        ({"prompt": ENGLISH, "expect": ["语言"]}, False),
+        ({"messages": [{"role": "user", "content": ENGLISH}]}, True),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": ENGLISH}, {"type": "image"}]}]}, True),
+        ({"messages": [{"role": "user", "content": CHINESE}, {"role": "user", "content": ENGLISH}]}, False),
+        ({"messages": [{"role": "system", "content": "请用中文"}, {"role": "user", "content": ENGLISH}]}, False),
+        ({"messages": [{"role": "user", "content": CHINESE}]}, False),
+        ({"messages": [{"role": "system", "content": ENGLISH}]}, False),
+    ],
+)
+def test_an_answer_is_in_the_language_of_what_was_asked_last(prompt, wrong):
+    answer = {"kind": "chat", "prompt": "x", "error": None, "model": "m", "finish": "stop", "again": None}
+    answer |= {"text": CHINESE + "12", "streamed_text": CHINESE + "12", "completion_tokens": 9, "streamed_tokens": 9}
+    told = functional.judge(prompt, answer, "m")
+    assert {one["id"] for one in told} == ({"G01"} if wrong else set())
+    assert not wrong or "asked in latin letters" in told[0]["summary"]
+
+
+@pytest.mark.parametrize(
+    ("again", "severity"),
+    [
+        (SKY, None),
+        ("The sky is blue because air scatters blue light more, and I hate cats now.", "warning"),
+        ("The sky is blue", "warning"),
+        ("The sea is deep and nobody knows how deep it is.", "error"),
+        ("", "error"),
+    ],
+)
+def test_how_early_two_answers_part_decides_how_bad_it_is(again, severity):
+    answer = {"kind": "completion", "prompt": "Why is the sky blue?", "error": None, "model": "m", "finish": "stop"}
+    answer |= {"text": SKY, "streamed_text": SKY, "completion_tokens": 16, "streamed_tokens": 16, "again": again}
+    found = functional.judge({"prompt": "Why is the sky blue?", "temperature": 0}, answer, "m")
+    assert [(one["id"], one["severity"]) for one in found] == (
+        [("answer-not-repeatable", severity)] if severity else []
+    )
 
 
 def test_a_template_s_marks_in_a_chat_are_a_finding(run_module, serve):
@@ -160,6 +210,72 @@ def test_a_prompt_of_full_length_is_asked_where_it_is_wanted(run_module, serve, 
     server.requests.clear()
     ask(run_module, server, engines=[engine])
     assert max(len(str(body.get("prompt")).split()) for body in server.requests) < 300
+
+
+ENGINE = {"name": "e", "host": "n1", "role": "serve", "ranks": 1, "prefix_caching": False, "speculative": False}
+
+
+@pytest.mark.parametrize(
+    ("text", "longest", "wanted", "why"),
+    [
+        (WORDS, 500, [], ""),
+        ("42 7", 500, ["stop-unproven"], "'42 7'"),
+        (WORDS, None, ["long-prompt-unproven"], "no engine names its --max-model-len"),
+        (WORDS, 60, ["long-prompt-unproven"], "the engines take 60 tokens"),
+    ],
+)
+def test_what_could_not_be_asked_is_told(run_module, serve, text, longest, wanted, why):
+    server = serve(text=text)
+    engine = {**ENGINE, "max_model_len": longest, "metrics_url": f"{server.url}/metrics"}
+    found = ask(run_module, server, engines=[engine], long_prompt=True)["findings"]
+    told = [one for one in found if one["id"].endswith("-unproven")]
+    assert [one["id"] for one in told] == wanted
+    for one in told:
+        assert one["severity"] == "info"
+        assert why in one["evidence"]
+        assert one["cause"]
+        assert one["fix"]
+
+
+@pytest.mark.parametrize(("plain", "chat"), [(None, 9), (4, None), (None, None)])
+def test_a_template_needs_both_counts_to_be_judged(plain, chat):
+    (told,) = behaviour.judge_template(plain, chat, 200, "", True)
+    assert (told["id"], told["severity"]) == ("chat-template-unproven", "info")
+    assert "not counted" in told["evidence"]
+
+
+def test_an_endpoint_that_counts_no_prompt_tokens_proves_neither_template_nor_length(serve):
+    server = serve(usage=False)
+    answer = {"kind": "completion", "text": WORDS}
+    found = behaviour.check(server.url, "m", [PROMPT], [answer], 5, 500, True)
+    assert [one["id"] for one in found] == ["chat-template-unproven", "long-prompt-unproven"]
+
+
+def test_beside_wrong_answers_nothing_is_said_of_what_they_could_not_prove(run_module, serve):
+    assert {one["id"] for one in ask(run_module, serve(text="!" * 60))["findings"]} == {"G01"}
+
+
+def test_a_recipe_whose_prompts_are_drawn_by_lot_is_asked_once_more_without(run_module, serve):
+    server = serve()
+    warm = {**PROMPT, "temperature": 0.6, "max_tokens": 512, "expect": ["bright"]}
+    result = ask(run_module, server, [warm])
+    assert result["findings"] == []
+    assert [answer["kind"] for answer in result["answers"]] == ["completion", "completion", "chat"]
+    assert {**PROMPT, "model": "qwen3.5", "max_tokens": 50} in server.requests
+    assert any(body.get("stop") for body in server.requests)
+    assert ask(run_module, serve(again_text="gloomy and so on"), [warm])["findings"][0]["id"] == "answer-not-repeatable"
+
+
+def test_a_chat_is_asked_where_the_recipe_names_none(run_module, serve):
+    server = serve()
+    result = ask(run_module, server, [{**PROMPT, "expect": ["bright"]}])
+    assert result["findings"] == []
+    assert [(one["kind"], one["text"]) for one in result["answers"]] == [("completion", WORDS), ("chat", WORDS)]
+    chat = {"max_tokens": 50, "temperature": 0, "model": "qwen3.5"}
+    assert {**chat, "messages": [{"role": "user", "content": PROMPT["prompt"]}]} in server.requests
+    base = ask(run_module, serve(chats=False), [PROMPT])
+    assert [answer["kind"] for answer in base["answers"]] == ["completion"], "a base model may refuse"
+    assert [(one["id"], one["severity"]) for one in base["findings"]] == [("chat-refused", "warning")]
 
 
 def test_proxy_variables_do_not_reach_a_request(run_module, serve, monkeypatch):
@@ -194,6 +310,7 @@ def test_smoke_bench_measures_and_compares(run_module, serve):
             "slo": {"ttft_ms": 60000},
             "reference": {"load": {"conditions": {"concurrency": 2}, "figures": {"output_throughput": 1000}}},
             "simulated_url": [server.url + "/version"],
+            "setting": {"hardware": "atlas-800-a3"},
         },
     )
     assert (result["changed"], result["result"]["completed"], result["result"]["simulated"]) == (False, 4, False)
@@ -201,6 +318,10 @@ def test_smoke_bench_measures_and_compares(run_module, serve):
     assert [item["id"] for item in result["findings"]] == ["bench-reference"]
     assert result["table"][0] == ["", "mean", "p50", "p90", "p99"]
     assert len(server.requests) == 6
+    assert result["keep"]["latest"] == result["keep"]["result"]
+    assert result["keep"]["result"]["conditions"] == result["result"]["conditions"]
+    assert result["result"]["conditions"]["hardware"] == "atlas-800-a3"
+    assert "requests" not in result["keep"]["result"]
 
 
 def test_smoke_bench_sends_nothing_in_check_mode(run_module, serve):

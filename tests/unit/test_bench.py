@@ -72,6 +72,30 @@ def test_prompts_are_repeatable_and_different():
     assert all(len(prompt.split()) == 50 for prompt in bench.prompts(3, 50))
 
 
+def test_runs_ask_for_the_same_words_in_an_order_of_their_own():
+    one, other = (bench.prompts(20, 128, seed=1, nonce=nonce) for nonce in ("a", "b"))
+    assert one == bench.prompts(20, 128, seed=1, nonce="a")
+    assert [sorted(prompt.split()) for prompt in one] == [sorted(prompt.split()) for prompt in other]
+    assert [prompt.split()[0] for prompt in one] == [prompt.split()[0] for prompt in other]
+    # Blocks of 16 tokens are the smallest that engines cache by default; not one of an earlier run's is of any use.
+    begins = [" ".join(prompt.split()[:16]) for prompt in one + other]
+    assert len(set(begins)) == len(begins)
+
+
+def test_no_run_repeats_the_prompts_of_an_earlier_one():
+    """The engine that serves before an upgrade has answered the benchmark of its own launch."""
+    with Server(Behaviour()) as server:
+        runs = [bench.run(server.url, "m", concurrency=2, requests=4, output_tokens=4, seed=7) for _ in range(2)]
+        again = bench.run(server.url, "m", concurrency=2, requests=4, output_tokens=4, seed=7, nonce="n")
+        twice = bench.run(server.url, "m", concurrency=2, requests=4, output_tokens=4, seed=7, nonce="n")
+    asked = [sorted(body["prompt"] for body in server.requests[start : start + 6]) for start in (0, 6, 12, 18)]
+    begins = {prompt[:60] for run in asked[:2] for prompt in run}
+    assert len(begins) == 12
+    assert asked[2] == asked[3]
+    assert len({run["prompt_tokens"] for run in (*runs, again, twice)}) == 1
+    assert runs[0]["conditions"]["nonce"] != runs[1]["conditions"]["nonce"]
+
+
 def test_load_is_concurrent_warmed_up_and_counted():
     with Server(Behaviour(words_per_chunk=4, chunk_seconds=0.01)) as server:
         result = bench.run(
@@ -124,7 +148,9 @@ def test_a_simulator_is_stamped_and_never_compared(behaviour):
     assert result["simulated"] is True
     assert bench.table(result)[0][0] == "simulated"
     row = {"conditions": {"concurrency": 1}, "figures": {"ttft_ms": 1}}
-    assert bench.compare({"one": row}, result) == []
+    (told,) = bench.compare({"one": row}, result)
+    assert (told["severity"], told["fix"]) == ("info", "")
+    assert "not compared with the reference one, because: the engine is a simulator" in told["summary"]
 
 
 def test_comparison_needs_the_same_conditions():
@@ -142,9 +168,28 @@ def test_comparison_needs_the_same_conditions():
     findings = bench.compare({"one": row}, result)
     assert [item["summary"].split(",")[0] for item in findings] == ["output_throughput: 120", "ttft_ms: 50"]
     assert {item["severity"] for item in findings} == {"info"}
-    assert bench.compare({"one": {**row, "conditions": {"concurrency": 9}}}, result) == []
     assert bench.compare({"one": {**row, "conditions": {}}}, result) == []
+    assert bench.compare({"one": {**row, "conditions": {"dataset": "gsm8k"}}}, result) == []
     assert bench.compare({}, result) == []
+
+
+SIZES = {"requests": 2880, "concurrency": 576, "input_tokens": 3584, "output_tokens": 1536}
+
+
+@pytest.mark.parametrize(
+    ("conditions", "why", "fix"),
+    [
+        (SIZES, "requests 32 != 2880, concurrency 8 != 576, input_tokens 128 != 3584, output_tokens 64 != 1536", True),
+        ({**SIZES, "cache": "cold"}, "cache unknown != cold", False),
+        ({"concurrency": 9}, "concurrency 8 != 9", False),
+    ],
+)
+def test_why_a_reference_is_not_compared_is_told(conditions: Any, why: str, fix: bool) -> None:
+    (told,) = bench.compare({"performance": {"conditions": conditions, "figures": {"ttft_ms": 1}}}, figures(100.0))
+    assert (told["id"], told["severity"]) == ("bench-reference", "info")
+    assert "not compared with the reference performance, because: " in told["summary"]
+    assert why in told["summary"]
+    assert ("-e endpoint_check_bench_reference=performance" in told["fix"]) is fix
 
 
 def test_time_lines_start_with_the_first_request():
@@ -162,6 +207,12 @@ def figures(throughput: float, ttft: float = 100.0, **more: Any) -> dict[str, An
     return {"conditions": sizes, "simulated": False, "output_throughput": throughput, **means, **more}
 
 
+def on(throughput: float, **conditions: Any) -> dict[str, Any]:
+    """Figures under other conditions than those of `figures`."""
+    result = figures(throughput)
+    return {**result, "conditions": {**result["conditions"], **conditions}}
+
+
 @pytest.mark.parametrize(
     ("last", "drop", "wanted"),
     [
@@ -175,11 +226,73 @@ def figures(throughput: float, ttft: float = 100.0, **more: Any) -> dict[str, An
         (figures(50.0, ttft=200.0), 0.2, [("bench-last", "info")]),
         (figures(900.0, simulated=True), 0.2, [("bench-last", "info")]),
         (figures(900.0, conditions={"concurrency": 9}), 0.2, [("bench-last", "info")]),
+        (on(130.0, hardware="atlas-800-a2"), 0.2, [("bench-last", "info")]),
+        (on(130.0, hardware="atlas-800-a3", image="old"), 0.2, [("bench-drop", "error")]),
     ],
 )
 def test_a_run_is_set_beside_the_last_good_one(last: Any, drop: float | None, wanted: Any) -> None:
-    found = bench.against(last, figures(100.0), drop=drop)
+    found = bench.against(last, on(100.0, hardware="atlas-800-a3", image="new"), drop=drop)
     assert [(one["id"], one["severity"]) for one in found] == wanted
+
+
+def test_other_hardware_is_named_and_another_image_is_as_well() -> None:
+    (other,) = bench.against(on(100.0, hardware="atlas-800-a2"), on(100.0, hardware="atlas-800-a3"))
+    assert (other["summary"], other["evidence"]) == (
+        "not comparable with the last good run",
+        "hardware atlas-800-a2 -> atlas-800-a3",
+    )
+    (image,) = bench.against(on(100.0, image="engine:1"), on(99.0, image="engine:2"))
+    assert "99% of the last good run" in image["summary"]
+    assert "image engine:1 -> engine:2" in image["evidence"]
+
+
+def test_runs_that_each_lose_a_little_are_told_of_all_the_same() -> None:
+    """Three runs, each 14 % below the one before: the second is within the tolerance, the third is not."""
+    kept: Any = None
+    severities = []
+    for throughput in (100.0, 86.0, 74.0, 74.0):
+        result = figures(throughput)
+        severities += [one["severity"] for one in bench.against(kept, result)]
+        told = bench.keep(kept, {**result, "requests": [{"start_s": 0.0}]})
+        assert told["latest"] == result
+        kept = told["result"]
+    assert severities == ["info", "warning", "warning"]
+    assert kept == figures(100.0)
+
+
+@pytest.mark.parametrize(
+    ("last", "result", "more", "taken"),
+    [
+        (None, figures(100.0), {}, True),
+        (figures(100.0), figures(50.0), {}, False),
+        (figures(100.0), figures(50.0), {"accept": True}, True),
+        (figures(100.0), figures(110.0), {}, False),
+        (figures(100.0), figures(120.0), {}, True),
+        (figures(100.0), figures(120.0, ttft=130.0), {}, False),
+        (figures(100.0), on(50.0, concurrency=9), {}, True),
+        (on(100.0, hardware="a2"), on(50.0, hardware="a3"), {}, True),
+        (on(100.0, image="old"), on(90.0, image="new"), {}, False),
+        (figures(100.0), figures(110.0), {"tolerance": 0.05}, True),
+    ],
+)
+def test_which_run_later_ones_are_compared_with(last: Any, result: Any, more: Any, taken: bool) -> None:
+    assert bench.keep(last, result, **more) == {"result": result if taken else last, "latest": result}
+
+
+@pytest.mark.parametrize(
+    ("last", "before", "wanted"),
+    [
+        (None, None, []),
+        (130.0, None, [("bench-drop", "the last good run")]),
+        (None, 130.0, [("bench-drop", "the service before")]),
+        (100.0, 100.0, [("bench-last", "the service before")]),
+        (120.0, 110.0, [("bench-last", "the last good run"), ("bench-last", "the service before")]),
+        (130.0, 110.0, [("bench-last", "the last good run"), ("bench-last", "the service before")]),
+    ],
+)
+def test_an_upgrade_is_set_beside_the_service_before_and_the_last_good_run(last: Any, before: Any, wanted: Any) -> None:
+    told = bench.beside(last and figures(last), before and figures(before), figures(100.0), drop=0.2)
+    assert [(one["id"], one["summary"].rpartition(" of ")[2].partition(";")[0]) for one in told] == wanted
 
 
 def test_prompts_have_the_tokens_that_were_asked_for() -> None:

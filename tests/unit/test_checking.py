@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from ascent import planner
+from ascent.errors import AscentError
 from ascent_controller import checking
 from tests.unit import planning_inputs as inputs
 
@@ -72,3 +75,32 @@ def test_checks_run_where_clients_talk_to_or_on_the_first_host_of_a_plan_that_se
     )
     assert jobs["endpoint"] is None
     assert checking.endpoint_host(jobs) == "n000"
+
+
+def test_the_benchmark_is_the_recipe_s_own_or_that_of_its_reference() -> None:
+    sizes = {"requests": 2880, "concurrency": 576, "input_tokens": 3584, "output_tokens": 1536}
+    row = {"source": "page", "figures": {"ttft_ms": 1}}
+    rows = {"performance": {**row, "conditions": sizes}, "gsm8k": {**row, "conditions": {"dataset": "gsm8k"}}}
+    plan = plan_of(reference=rows)
+    assert checking.bench_load(plan) == {"concurrency": 8, "requests": 32, "input_tokens": 128, "output_tokens": 64}
+    assert checking.bench_load(plan, "performance") == sizes
+    for name, why in (("gsm8k", "its conditions are dataset"), ("fast", "there is none")):
+        with pytest.raises(AscentError, match=f"{why}. Such rows: performance"):
+            checking.bench_load(plan, name)
+
+
+def test_a_measurement_that_was_asked_for_is_made_unless_none_is_to_be() -> None:
+    same = {"plan_hash": "h"}
+    assert [checking.bench_due(wanted, "h", same, True) for wanted in ("auto", "always", "never")] == [
+        True,
+        True,
+        False,
+    ]
+    assert [checking.bench_due(wanted, "h", same) for wanted in ("auto", "always", "never")] == [False, True, False]
+
+
+def test_conditions_name_hardware_and_image() -> None:
+    plan = plan_of()
+    assert checking.bench_setting(plan) == {"hardware": "atlas-800-a3", "image": plan["engine"]["image"]}
+    plan["engine"]["image"] = None
+    assert checking.bench_setting(plan) == {"hardware": "atlas-800-a3"}

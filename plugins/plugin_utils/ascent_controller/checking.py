@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-__all__ = ["bench_due", "endpoint_host", "health_endpoints", "read", "traffic_engines", "unread", "version_urls"]
+__all__ = [
+    "bench_due",
+    "bench_load",
+    "bench_setting",
+    "endpoint_host",
+    "health_endpoints",
+    "read",
+    "traffic_engines",
+    "unread",
+    "version_urls",
+]
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ascent import bench
+from ascent.errors import AscentError
 from ascent.findings import finding
 
 
@@ -126,12 +138,36 @@ def version_urls(plan: Mapping[str, Any]) -> list[str]:
     return [f"{instance['endpoint']['url']}/version" for instance in plan["instances"] if instance["endpoint"]]
 
 
-def bench_due(wanted: str, plan_hash: str, last: Mapping[str, Any] | None) -> bool:
-    """Whether the smoke benchmark runs: ``always``, ``never``, or ``auto`` for once per plan.
+def bench_due(wanted: str, plan_hash: str, last: Mapping[str, Any] | None, asked: bool = False) -> bool:
+    """Whether the benchmark runs: ``always``, ``never``, or ``auto`` for once per plan and when it is ``asked`` for.
 
     >>> bench_due("auto", "h1", {"plan_hash": "h1"}), bench_due("auto", "h1", None)
     (False, True)
     """
     if wanted == "auto":
-        return (last or {}).get("plan_hash") != plan_hash
+        return asked or (last or {}).get("plan_hash") != plan_hash
     return wanted == "always"
+
+
+def bench_load(plan: Mapping[str, Any], reference: str = "") -> dict[str, int]:
+    """How large a load the smoke benchmark is, as `bench.SIZES`: the recipe's own, or that of a row of its reference.
+
+    Raises AscentError when there is no such row, or when it was measured under more than a load's size.
+    """
+    if not reference:
+        return {name: plan["checks"]["smoke_bench"][name] for name in bench.SIZES}
+    rows = {name: row["conditions"] for name, row in (plan["reference"] or {}).items()}
+    fit = sorted(name for name, conditions in rows.items() if set(conditions) == set(bench.SIZES))
+    if reference not in fit:
+        found = f"its conditions are {', '.join(sorted(rows[reference]))}" if reference in rows else "there is none"
+        raise AscentError(
+            f"endpoint_check_bench_reference is {reference}: wanted a row of the recipe's reference with "
+            f"{', '.join(bench.SIZES)} and nothing else, {found}. Such rows: {', '.join(fit) or 'none'}"
+        )
+    return {name: int(rows[reference][name]) for name in bench.SIZES}
+
+
+def bench_setting(plan: Mapping[str, Any]) -> dict[str, str]:
+    """What serves, as it belongs to the conditions of a measurement: ``hardware``, and ``image`` where there is one."""
+    found = {"hardware": ", ".join(sorted({str(host["hardware"]) for host in plan["hosts"].values()}))}
+    return {**found, **({"image": plan["engine"]["image"]} if plan["engine"]["image"] else {})}

@@ -89,7 +89,7 @@ def test_scripts_are_marked_and_private(road: Road) -> None:
         for process in ENGINES[name]:
             script = node.file(f"/etc/ascent/{CLUSTER}/current/{process}.sh")
             assert script.exists
-            assert script.mode == 0o750
+            assert script.mode == 0o640
             assert "Ansible managed" in script.content_string
             assert "# ascent:generation" in script.content_string
 

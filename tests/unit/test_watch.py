@@ -766,6 +766,8 @@ def test_a_line_that_comes_again_is_no_progress():
         '192.0.2.9:{port} - "POST /v1/completions HTTP/1.1" 500',
         "(APIServer pid=1) INFO 01-01 00:00:01 [loggers.py:259] Engine 000: Avg prompt throughput: 0.0 tokens/s, Avg"
         " generation throughput: 0.0 tokens/s, Running: 0 reqs, Waiting: 0 reqs, GPU KV cache usage: {port}.0%",
+        '2026-01-01 00:00:00 ERROR http_request{{id="req-{port}"}}: vllm_router_rs::response: request'
+        " failed with server error",
         "2026-01-01T00:00:{port}.123456Z  INFO vllm_router::core: waiting for 1 workers to become healthy",
     ],
 )

@@ -63,10 +63,11 @@ _SHOWN_PROCESSES = 24
 _RECENT = 100
 # The engines' and routers' own time before a line.
 _TIMES = re.compile(r"(\b\d\d-\d\d[ T])?(?<![\d:])\d\d:\d\d:\d\d([.,]\d+)?")
-# What goes on without anything going on: a server's line for each request, with another port of the client each time,
-# such as for every look at its health; and an engine's figures of having done nothing.
+# What goes on without anything going on: a server's line for each request, such as for every look at its health, with
+# another port of the client or, of vllm-router, another id each time; and an engine's figures of having done nothing.
 _IDLE = re.compile(
     r'"(?:GET|HEAD|POST) \S* HTTP/\d(?:\.\d)?" \d{3}\b'
+    r"|\b(?:started|finished) processing request\b|\brequest failed with \w+ error\b"
     r"|Avg prompt throughput: 0\.0 tokens/s, Avg generation throughput: 0\.0 tokens/s"
 )
 _STATES = {"R": "running", "S": "sleeping", "D": "waiting for storage or a device", "T": "stopped", "Z": "ended"}

@@ -10,7 +10,8 @@ short_description: Keep one generation of a cluster's scripts on a node
 description:
   - Writes the scripts and the manifest of one generation and points the C(current) link at it.
   - A generation that is new appears whole or not at all, because it is written beside its place and renamed.
-  - In a generation that exists already, a file that was edited, lost or added by hand is put right.
+  - In a generation that exists already, a file that was edited, lost or added by hand is put right, and so is one of
+    another mode or owner.
   - The action plugin of the same name fills O(number), O(files) and O(manifest) from the plan.
 options:
   root:
@@ -62,7 +63,7 @@ number:
   returned: always
   type: int
 written:
-  description: Names of the files that were, or in check mode would be, written or removed.
+  description: Names of the files that were, or in check mode would be, written or removed, for their mode alone, too.
   returned: always
   type: list
 made:
@@ -74,11 +75,15 @@ made:
 import json
 import os
 import shutil
+import stat
 import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
 
 MANIFEST = "manifest.json"
+#: Root writes, its group reads, nobody else. Scripts are no different: what runs one is bash, with its path.
+FILE_MODE = 0o640
+FOLDER_MODE = 0o750
 
 
 def observe(directory):
@@ -94,20 +99,51 @@ def observe(directory):
     return found
 
 
+def access(path):
+    """Type, mode and owner of what is at ``path``, in words; a link is told as what it is."""
+    found = os.lstat(path)
+    kind = "link" if stat.S_ISLNK(found.st_mode) else "folder" if stat.S_ISDIR(found.st_mode) else "file"
+    return f"{kind}, mode {stat.S_IMODE(found.st_mode):04o}, owner {found.st_uid}:{found.st_gid}\n"
+
+
+def meant(kind, mode):
+    """What `access` has to say of what this module writes."""
+    return f"{kind}, mode {mode:04o}, owner {os.geteuid()}:{os.getegid()}\n"
+
+
+def loose(directory, names):
+    """Those of the files ``names`` in ``directory``, and of the folders around them, with another mode or owner.
+
+    Each as ``(path, what it is, what it is meant to be)``.
+    """
+    wanted = [(os.path.join(directory, name), meant("file", FILE_MODE)) for name in names]
+    wanted += [(folder, meant("folder", FOLDER_MODE)) for folder in (os.path.dirname(directory), directory)]
+    seen = [(path, access(path), right) for path, right in wanted if os.path.lexists(path)]
+    return [(path, is_now, right) for path, is_now, right in seen if is_now != right]
+
+
+def close(folder):
+    """Give a folder back to who runs this module, and to nobody else."""
+    os.chown(folder, os.geteuid(), os.getegid())
+    os.chmod(folder, FOLDER_MODE)
+
+
 def write(directory, name, text):
-    """Replace one file in one step. Scripts are for root alone to run; nothing here is for other users to read."""
+    """Replace one file in one step; also whoever has the old one open, or a link to it, can't change it any more."""
     handle, temporary = tempfile.mkstemp(dir=directory, prefix="." + name)
     with os.fdopen(handle, "w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
-    os.chmod(temporary, 0o750 if name.endswith(".sh") else 0o640)
+    os.chmod(temporary, FILE_MODE)
     os.replace(temporary, os.path.join(directory, name))
 
 
 def apply(directory, wanted, changed_names):
     """Make ``directory`` hold exactly ``wanted``."""
     if os.path.isdir(directory):
+        for folder in (os.path.dirname(directory), directory):
+            close(folder)
         for name in changed_names:
             if name in wanted:
                 write(directory, name, wanted[name])
@@ -115,14 +151,15 @@ def apply(directory, wanted, changed_names):
                 os.unlink(os.path.join(directory, name))
         return
     parent = os.path.dirname(directory)
-    os.makedirs(parent, mode=0o750, exist_ok=True)
+    os.makedirs(parent, exist_ok=True)
+    close(parent)
     for half_written in os.listdir(parent):
         if half_written.startswith(".new-"):
             shutil.rmtree(os.path.join(parent, half_written))
     beside = tempfile.mkdtemp(dir=parent, prefix=".new-")
     for name, text in wanted.items():
         write(beside, name, text)
-    os.chmod(beside, 0o750)  # noqa: S103 - root and its group, nobody else
+    close(beside)
     os.rename(beside, directory)
 
 
@@ -157,7 +194,11 @@ def main():
     link, target = os.path.join(root, "current"), os.path.join("generations", str(number))
 
     there = observe(directory)
-    written = sorted(name for name in set(there) | set(wanted) if there.get(name) != wanted.get(name))
+    open_to_others = loose(directory, [name for name in there if name in wanted])
+    written = sorted(
+        {name for name in set(there) | set(wanted) if there.get(name) != wanted.get(name)}
+        | {os.path.basename(path) for path, _, _ in open_to_others if os.path.dirname(path) == directory}
+    )
     current = os.readlink(link) if os.path.islink(link) else None
     before = there or observe(link)
     diff = [
@@ -170,9 +211,13 @@ def main():
         for name in written
         if before.get(name) != wanted.get(name)
     ]
+    diff += [
+        {"before_header": path, "after_header": path, "before": is_now, "after": right}
+        for path, is_now, right in open_to_others
+    ]
     missing = [path for path in module.params["directories"] if not os.path.isdir(path)]
     diff += [{"before": "", "after": f"directory {path}\n"} for path in missing]
-    changed = bool(written or missing) or current != target
+    changed = bool(written or missing or open_to_others) or current != target
     if current != target:
         diff.append({"before": f"current -> {current}\n", "after": f"current -> {target}\n"})
 

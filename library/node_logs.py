@@ -7,12 +7,12 @@ DOCUMENTATION = r"""
 module: node_logs
 short_description: Collect all that tells of a trouble on a node, without secrets
 description:
-  - Logs and settings of the cluster's containers, messages of the kernel and the container engine, the vendor's tool,
-    versions, and the current generation. Reads only.
+  - Logs and settings of the cluster's containers and units, messages of the kernel and the container engine, the
+    vendor's tool, versions, and the current generation. Reads only.
   - Values that look like secrets, and those of variables whose names say so, are replaced by three stars.
 options:
   cluster:
-    description: Name of the cluster whose containers count.
+    description: Name of the cluster whose containers and units count.
     type: str
     required: true
   lines:

@@ -33,6 +33,7 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Opt
 from . import (
     cann,
     command,
+    containers,
     hccn_conf,
     hccn_tool,
     holders,
@@ -47,6 +48,7 @@ from . import (
 from .engines import image_at
 from .errors import AscentError, ToolError
 from .files import Tree
+from .text import digest
 
 #: What can be asked for. ``health`` costs a tool call per device and is not read unless asked for.
 SUBSETS = ("system", "network", "disk", "npu", "health", "container_engine", "units", "weights", "state")
@@ -111,6 +113,14 @@ class Node:
                 return hashlib.sha256(stream.read()).hexdigest()
         except OSError:
             return None
+
+    def is_loose(self, path: str) -> bool:
+        """Whether a file may be written by another user than who reads it here and root."""
+        try:
+            found = os.stat(self.path(path))
+        except OSError:
+            return False
+        return found.st_uid not in (0, os.geteuid()) or bool(found.st_mode & 0o022)
 
     def names(self, path: str) -> List[str]:
         """Names in a directory, sorted; none when it can't be read."""
@@ -471,8 +481,8 @@ def _published(data: Mapping[str, Any]) -> List[int]:
     return sorted({int(port) for port in ports if port.isdigit()})
 
 
-def _container(data: Mapping[str, Any]) -> Dict[str, Any]:
-    """One entry of ``docker inspect``, cut down to what judging needs."""
+def _container(data: Mapping[str, Any], image: Optional[Mapping[str, Any]]) -> Dict[str, Any]:
+    """One entry of ``docker inspect``, cut down to what judging needs; ``image`` is the entry of its image."""
     state = data.get("State") or {}
     config = data.get("Config") or {}
     return {
@@ -487,6 +497,7 @@ def _container(data: Mapping[str, Any]) -> Dict[str, Any]:
         "published": _published(data),
         "started_at": state.get("StartedAt"),
         "restarts": data.get("RestartCount"),
+        "made": containers.made(data, image),
     }
 
 
@@ -522,11 +533,18 @@ def _container_engine(node: Node, program: str, cluster: str) -> Dict[str, Any]:
         listed = [json.loads(line) for line in out.splitlines() if line.strip()]
         ours = [f"ascent.cluster={cluster}" in one["Labels"].split(",") for one in listed]
         ids = [one["ID"] for one, is_ours in zip(listed, ours) if is_ours]
+        # In the same call, since it takes both: what a container has beyond its image.
+        images = sorted({one["Image"] for one, is_ours in zip(listed, ours) if is_ours and one.get("Image")})
         result["others"] = sorted(one["Names"] for one, is_ours in zip(listed, ours) if not is_ours)
         if ids:
-            code, out, err = node.run(program, "inspect", *ids)
-            # A container that went away since is named on stderr; those that are left are printed all the same.
-            result["containers"] = sorted((_container(data) for data in json.loads(out)), key=lambda one: one["name"])
+            code, out, err = node.run(program, "inspect", *ids, *images)
+            # What went away since is named on stderr; what is left is printed all the same.
+            told = json.loads(out)
+            by_id = {one["Id"]: one for one in told if "State" not in one}
+            result["containers"] = sorted(
+                (_container(one, by_id.get(one.get("Image"))) for one in told if "State" in one),
+                key=lambda one: one["name"],
+            )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         result["error"] = f"{program} printed what could not be read: {error}"
     return result
@@ -575,9 +593,9 @@ def _images(
     """What is there of these images, by tag or by the digest that a generation locked; None for one that is not."""
     names = {reference: {_short(reference)} for reference in references}
     for entry in generations:
-        for reference, digest in (entry.get("images") or {}).items():
-            if reference in names and digest:
-                names[reference].add(_short(image_at(reference, digest)))
+        for reference, locked in (entry.get("images") or {}).items():
+            if reference in names and locked:
+                names[reference].add(_short(image_at(reference, locked)))
     if not names:
         return {}
     _, out, _ = node.run(program, "image", "inspect", *sorted({one for some in names.values() for one in some}))
@@ -663,7 +681,8 @@ def _state(node: Node, cluster: str) -> Dict[str, Any]:
             errors.append(error)
     return {
         "current": int(target) if re.match(r"[0-9]{1,9}\Z", target) else None,
-        "files": _files(node, base, target, generations),
+        **_files(node, base, target, generations),
+        "plan_hash": _plan_hash(node, f"{base}/generations/{target}/plan.json") if target else None,
         "generations": generations,
         "secrets": node.names(f"{base}/secrets"),
         **kept,
@@ -671,12 +690,27 @@ def _state(node: Node, cluster: str) -> Dict[str, Any]:
     }
 
 
-def _files(node: Node, base: str, current: str, generations: Sequence[Mapping[str, Any]]) -> Dict[str, Optional[str]]:
-    """Checksums of the current generation's files, and of the scripts that its containers mount from earlier ones."""
+def _files(node: Node, base: str, current: str, generations: Sequence[Mapping[str, Any]]) -> Dict[str, Any]:
+    """``files``: checksums of the current generation's, and of the scripts that containers mount from earlier ones.
+
+    ``loose``: those of them that somebody else than root may write.
+    """
     manifest = next((entry for entry in generations if str(entry.get("number")) == current), {})
     mounted = [f"{entry['since']}/{name}.sh" for name, entry in (manifest.get("processes") or {}).items()]
     places = [f"{current}/{name}" for name in node.names(f"{base}/generations/{current}")] if current else []
-    return {place: node.sha256(f"{base}/generations/{place}") for place in sorted({*places, *mounted})}
+    every = sorted({*places, *mounted})
+    return {
+        "files": {place: node.sha256(f"{base}/generations/{place}") for place in every},
+        "loose": [place for place in every if node.is_loose(f"{base}/generations/{place}")],
+    }
+
+
+def _plan_hash(node: Node, path: str) -> Optional[str]:
+    """The hash that a plan's content has, whatever it says of itself; None for what is no plan."""
+    plan, _ = _json_file(node, path)
+    if not isinstance(plan, dict):
+        return None
+    return digest({key: value for key, value in plan.items() if key != "hash"})
 
 
 def _processes(

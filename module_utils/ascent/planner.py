@@ -20,7 +20,6 @@ __all__ = [
     "plan",
 ]
 
-import hashlib
 import json
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
@@ -29,6 +28,7 @@ from .errors import InputError
 from .mistakes import as_finding
 from .scene import CACHE, STATE, Scene, model_directory
 from .spelling import engine_option, json_text, merged, option_name, variable
+from .text import digest
 
 #: Engine options whose value follows from the plan. The recipe may repeat the right value, never another one.
 DERIVED_ARGS = frozenset(
@@ -88,12 +88,6 @@ _ORDER = ("kv-store", "ray-head", "ray-worker", "head", "rank", "worker", "headl
 
 DEFAULT_PROMPTS = [{"prompt": "The future of AI is", "max_tokens": 50, "temperature": 0}]
 DEFAULT_SMOKE_BENCH = {"concurrency": 8, "requests": 32, "input_tokens": 128, "output_tokens": 64}
-
-
-def digest(value: Any) -> str:
-    """sha256 of a JSON value, independent of the order of its keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def hccl_ports(recipe: Mapping[str, Any], pool: Mapping[str, Any]) -> Tuple[int, int]:

@@ -19,6 +19,8 @@ STATE = "/var/lib/ascent"
 
 # Where models of modelers.cn lie below the cache directory; its own client's cache is of no use to engines.
 _MODELERS = "modelers"
+#: What bounds a process's share of its host, in a container or a unit; a process has none but those that are given.
+_HOST_SHARE = ("memory", "cpuset_cpus", "cpuset_mems")
 
 
 def model_directory(model: Mapping[str, Any], cache: str = CACHE) -> Optional[str]:
@@ -280,12 +282,18 @@ class Scene:
             *caches,
             *process["env"],
         ]
+        # What the hardware asks of containers is none of a unit's concern; what the recipe says is.
+        given = merged(self.container_options, options)
+        restart = given.get("restart_policy", "always") if more.get("restart", True) else "no"
+        limits = {name.upper(): _unit_limit(str(limit)) for name, limit in (given.get("ulimits") or {}).items()}
         process["container"] = None
         process["unit"] = {
             "name": f"ascent-{self.cluster}-{process['name']}.service",
             "environment": place,
-            "limits": {"MEMLOCK": "infinity", "NOFILE": "1048576", "STACK": "67108864"},
-            "restart": "always" if more.get("restart", True) else "no",
+            "limits": {"MEMLOCK": "infinity", "NOFILE": "1048576", "STACK": "67108864", **limits},
+            # systemd starts at boot what nobody has disabled, so that is what unless-stopped comes to.
+            "restart": "always" if restart == "unless-stopped" else restart,
+            **{name: str(given[name]) for name in _HOST_SHARE if given.get(name)},
         }
 
     def container(
@@ -329,7 +337,7 @@ class Scene:
             "command": ["/bin/bash", script],
             # Only where they are given: a container is what it was before there were such limits.
             **({"init": True} if init else {}),
-            **{name: str(given[name]) for name in ("memory", "cpuset_cpus", "cpuset_mems") if given.get(name)},
+            **{name: str(given[name]) for name in _HOST_SHARE if given.get(name)},
         }
 
     @staticmethod
@@ -384,6 +392,15 @@ class Scene:
     def resolved(self, value: Any, host: str) -> Any:
         """A value of a process beside the engines, with what it refers to filled in."""
         return references.resolve(value, self.on_host(host))
+
+
+def _unit_limit(limit: str) -> str:
+    """A limit of the container engine's, soft[:hard], as systemd spells it.
+
+    >>> _unit_limit("-1"), _unit_limit("1024:-1")
+    ('infinity', '1024:infinity')
+    """
+    return ":".join("infinity" if part == "-1" else part for part in limit.split(":"))
 
 
 def _inside(path: str, parent: str) -> bool:

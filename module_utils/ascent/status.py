@@ -8,7 +8,7 @@ import calendar
 import time
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
 
-from . import generations, serving
+from . import containers, generations, serving
 from .findings import finding, sort_findings
 
 _ROUTERS = ("router", "frontend", "gateway")
@@ -40,11 +40,12 @@ def judge(
             found += _started_again(plan, host, node)
     rows = [_row(plan, process, nodes.get(process["host"]), endpoints) for process in plan["processes"]]
     running = sum(row[3] == "running" for row in rows)
+    drift = sum(one["id"].startswith("drift-") for one in found)
     return {
         "findings": sort_findings([{**one, "stage": "status"} for one in found]),
         "table": {"title": plan["recipe"], "columns": list(_COLUMNS), "rows": rows},
         "record": {"processes.json": [dict(zip(_COLUMNS, row)) for row in rows]},
-        "metrics": {"status": {"processes": len(rows), "running": running, "drift": len(found)}},
+        "metrics": {"status": {"processes": len(rows), "running": running, "drift": drift}},
     }
 
 
@@ -83,6 +84,7 @@ def _drift(
             cause="Its container took it in when it started; the next start takes in what is there now.",
             fix=f"{again} puts it right. What was meant to change belongs into the recipe.",
         )
+    yield from _altered(plan["cluster"], host, state, (_manifest(node) or {}).get("plan_hash"), again)
     by_name = {process["name"]: process for process in plan["processes"] if process["host"] == host}
     jobs = {job["name"] for job in plan.get("jobs") or ()}
     for container in generations.running_of(node):
@@ -122,6 +124,49 @@ def _drift(
                 cause="A launch was interrupted, or somebody replaced the container.",
                 fix=again,
             )
+        elif process["container"] and container.get("made"):
+            # Labels can be copied, and some settings changed in place.
+            since = container["labels"].get("ascent.generation")
+            script = f"/etc/ascent/{plan['cluster']}/generations/{since}/{process['name']}.sh"
+            told = containers.differences(process["container"], container["made"], script)
+            if told:
+                yield finding(
+                    "drift-container",
+                    "warning",
+                    f"{process['name']} on {host} was not made as its generation says",
+                    host=host,
+                    evidence=f"container {container['name']}: {'; '.join(told)}",
+                    cause="Somebody changed the container (docker update), or replaced it by one with its labels.",
+                    fix=f"docker rm --force {container['name']} on {host}, then {again}",
+                )
+
+
+def _altered(
+    cluster: str, host: str, state: Mapping[str, Any], plan_hash: Optional[str], again: str
+) -> Iterator[Dict[str, Any]]:
+    """Files of a host's generation that are not, or may not stay, what was written, whatever their scripts say."""
+    place = f"/etc/ascent/{cluster}/generations"
+    if plan_hash and "plan_hash" in state and state["plan_hash"] != plan_hash:
+        there = (state.get("files") or {}).get(f"{state.get('current')}/plan.json")
+        yield finding(
+            "drift-file",
+            "warning",
+            f"plan.json on {host} {'was edited by hand' if there else 'is gone'}",
+            host=host,
+            evidence=f"{place}/{state.get('current')}/plan.json",
+            cause="Status, stop and rollback go by it.",
+            fix=f"{again} puts it right. What was meant to change belongs into the recipe.",
+        )
+    if state.get("loose"):
+        yield finding(
+            "drift-file",
+            "warning",
+            f"others than root may write {len(state['loose'])} of the generation's files on {host}",
+            host=host,
+            evidence=", ".join(f"{place}/{name}" for name in state["loose"]),
+            cause="Somebody changed their mode or owner; containers run the scripts as root.",
+            fix=f"{again} puts those of the current generation right; those of earlier ones: chmod go-w, chown root.",
+        )
 
 
 def _started_again(plan: Mapping[str, Any], host: str, node: Mapping[str, Any]) -> Iterator[Dict[str, Any]]:

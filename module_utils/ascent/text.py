@@ -1,11 +1,16 @@
-"""What every reader of tool output needs first: lines without terminal decoration, and numbers that cannot surprise."""
+"""What every reader of tool output needs first: lines without terminal decoration, and numbers that cannot surprise.
+
+And the fingerprint of what was read.
+"""
 
 from __future__ import annotations
 
-__all__ = ["clean_lines", "integer", "key_values", "number"]
+__all__ = ["clean_lines", "digest", "integer", "key_values", "number"]
 
+import hashlib
+import json
 import re
-from typing import List, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 from .errors import ParseError
 
@@ -16,6 +21,12 @@ _NUMBER = re.compile(r"-?[0-9]{1,15}(?:\.[0-9]{1,15})?\Z")
 _KEY_VALUE = re.compile(r"([^:]*?)\s*:(?:\s+(.*))?\Z")
 #: Words with which the tools say that a figure is not reported.
 _ABSENT = frozenset({"", "-", "--", "NA", "N/A", "na", "not supported"})
+
+
+def digest(value: Any) -> str:
+    """sha256 of a JSON value, independent of the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def clean_lines(text: str) -> List[Tuple[int, str]]:

@@ -64,8 +64,30 @@ def text(unit: Mapping[str, Any], script: str, labels: Mapping[str, Any], *, man
     lines += ["WorkingDirectory=/root", f"Restart={unit['restart']}", "RestartSec=2", "KillMode=mixed"]
     lines += [f"TimeoutStopSec={stop_seconds}", "TasksMax=infinity", "OOMPolicy=stop"]
     lines += [f"Limit{name}={limit}" for name, limit in sorted(unit["limits"].items())]
+    lines += _share(unit)
     lines += ["StandardOutput=journal", "StandardError=journal", "SyslogIdentifier=ascent", "LogRateLimitIntervalSec=0"]
     return "\n".join([*lines, "", "[Install]", "WantedBy=multi-user.target", ""])
+
+
+def _share(unit: Mapping[str, Any]) -> List[str]:
+    """The lines that bound what a unit takes of its host, as the options of a container would.
+
+    Control groups of version 1 know neither AllowedCPUs nor AllowedMemoryNodes, and a systemd before 244 passes over
+    both: there the affinity and the NUMA policy bind, which a process may change for itself. MemoryMax is for either
+    version.
+
+    >>> _share({"memory": "512g", "cpuset_cpus": "0-95"})
+    ['MemoryMax=512G', 'CPUAffinity=0-95', 'AllowedCPUs=0-95']
+    """
+    lines = []
+    if unit.get("memory"):
+        lines.append(f"MemoryMax={unit['memory'].rstrip('b').upper()}")
+    if unit.get("cpuset_cpus"):
+        lines += [f"CPUAffinity={unit['cpuset_cpus']}", f"AllowedCPUs={unit['cpuset_cpus']}"]
+    if unit.get("cpuset_mems"):
+        nodes = unit["cpuset_mems"]
+        lines += ["NUMAPolicy=bind", f"NUMAMask={nodes}", f"AllowedMemoryNodes={nodes}"]
+    return lines
 
 
 def _escaped(word: str) -> str:

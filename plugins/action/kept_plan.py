@@ -14,6 +14,7 @@ from ansible.plugins.action import ActionBase
 from ascent import generations
 from ascent.errors import AscentError
 from ascent.findings import finding, message
+from ascent.text import digest
 from ascent_controller import clusters, connections, facts
 
 
@@ -73,6 +74,10 @@ class ActionModule(ActionBase):
                 f" the cluster has {', '.join(sorted(names))} now. Deploy the recipe instead"
             )
         entry = next(e for e in (states[teller] or {})["generations"] if e["number"] == number)
+        content = {key: value for key, value in plan.items() if key != "hash"}
+        # What is current is looked at and stopped all the same; status tells of it.
+        if given["generation"] != "current" and digest(content) != entry["plan_hash"]:
+            raise AscentError(f"{path} on {teller} was edited by hand. Name another generation")
         return {
             "ansible_facts": {"ascent_plan": plan, "ascent_kept": {"number": number, "digests": entry["images"]}},
             "record": {"plan.json": plan},

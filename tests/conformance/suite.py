@@ -6,6 +6,7 @@ deployments with the property they name. What a check may find different on an e
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -397,11 +398,12 @@ def check_log_faultless(served: Deployment) -> None:
 
 
 def check_log_requests(served: Deployment) -> None:
-    """The server logs each request with method, path and status."""
+    """The server logs each request with its client's address and port, method, path and status."""
     assert served.logs, "the deployment gives no logs"
     served.complete("Log this", max_tokens=1)
     lines = [line for log in served.logs().values() for line in log.splitlines()]
-    assert any('"POST /v1/completions HTTP/1.1" 200' in line for line in lines)
+    said = re.compile(r'[\d.]+:\d+ - "POST /v1/completions HTTP/1\.1" 200 OK$')
+    assert any(said.search(line.rstrip()) for line in lines)
 
 
 CHECKS: tuple[Check, ...] = tuple(

@@ -89,7 +89,7 @@ def test_scripts_are_marked_and_private(road: Road) -> None:
         for process in ENGINES[name]:
             script = node.file(f"/etc/ascent/{CLUSTER}/current/{process}.sh")
             assert script.exists
-            assert script.mode == 0o750
+            assert script.mode == 0o640
             assert "Ansible managed" in script.content_string
             assert "# ascent:generation" in script.content_string
 
@@ -310,10 +310,22 @@ def test_status_tells_what_runs_and_what_was_changed_by_hand(road: Road) -> None
     assert run.changed == {}
     assert run.stage("status")["findings"] == []
     node, script = road.node("a3-02"), f"/etc/ascent/{CLUSTER}/current/decode-0-head.sh"
+    plan, container = f"/etc/ascent/{CLUSTER}/current/plan.json", f"ascent-{CLUSTER}-decode-0-head"
     node.check_output("cp -a %s /root/kept && echo '# by hand' >> %s", script, script)
+    node.check_output("cp -a %s /root/plan && sed -i s/unless-stopped/always/ %s", plan, plan)
+    node.check_output("docker update --restart=no %s", container)
     found = road.play("playbooks/status.yml").stage("status")["findings"]
-    assert {(one["id"], one["severity"], one["host"]) for one in found} == {("drift-file", "warning", "a3-02")}
-    node.check_output("mv /root/kept %s", script)
+    assert {(one["id"], one["severity"], one["host"]) for one in found} == {
+        ("drift-file", "warning", "a3-02"),
+        ("drift-container", "warning", "a3-02"),
+    }
+    assert {one["evidence"].rpartition("/")[2] for one in found if one["id"] == "drift-file"} == {
+        "decode-0-head.sh",
+        "plan.json",
+    }
+    assert any("restart policy no, not unless-stopped" in one["evidence"] for one in found)
+    node.check_output("mv /root/kept %s && mv /root/plan %s", script, plan)
+    node.check_output("docker update --restart=unless-stopped %s", container)
 
 
 def test_rollback_returns_to_the_generation_before(road: Road) -> None:

@@ -108,6 +108,9 @@ def test_one_server(start: Start, root: Path):
     assert error["error"]["message"].startswith("max_tokens=300 cannot be greater than max_model_len=")
     assert post(f"{url}/v1/completions", PROMPT | {"max_tokens": 0})[0] == 400
     assert get(f"{url}/nothing")[0] == 404
+    # As uvicorn writes it: every look at its health is another line.
+    server.wait_for(r'INFO:     127\.0\.0\.1:\d+ - "GET /health HTTP/1\.1" 200 OK\n')
+    server.wait_for(r'127\.0\.0\.1:\d+ - "POST /v1/completions HTTP/1\.1" 400 Bad Request\n')
 
     page = get(f"{url}/metrics")[1]
     assert metric(page, "vllm:request_success_total", finished_reason="length") == 7
@@ -250,6 +253,7 @@ def test_prefill_and_decode(start: Start, connector: str, script: str):
     prefill_url, decode_url, url = (f"http://127.0.0.1:{p}" for p in (prefill_port, decode_port, proxy_port))
     health = get(f"{url}/healthcheck")[1]
     assert health.items() >= {"status": "ok", "prefill_instances": 1, "decode_instances": 1}.items()
+    proxy.wait_for(r'INFO:     127\.0\.0\.1:\d+ - "GET /healthcheck HTTP/1\.1" 200 OK\n')
 
     texts = set()
     for number in range(4):

@@ -56,6 +56,54 @@ def test_it_has_logs_settings_files_and_reasons(root: Path) -> None:
     assert "--port 8000" in texts["files/etc/ascent/c/current/serve-0-head.sh"]
 
 
+def systemd(argv: Sequence[str]) -> tuple[int, str, str]:
+    """A node of units: what is asked comes back with the answer."""
+    asked = " ".join(argv)
+    told = {
+        "show": f'Id=x\nEnvironment=HOME=/root HF_TOKEN={KEY}4 "OTHER_TOKEN={KEY} 5"\nNRestarts=3\n',
+        "cat": f"# /etc/systemd/system/x\n[Service]\nEnvironment=HF_TOKEN={KEY}4\n",
+    }
+    if argv[0] == "docker":
+        return (0, "", "") if argv[1] == "ps" else (1, "", "no daemon\n")
+    what = next((text for word, text in told.items() if word in argv), f"the engine says {KEY}4")
+    return 0, f"{asked}\n{what}\n", ""
+
+
+@pytest.fixture
+def units_of_two_clusters(root: Path) -> Path:
+    """Units of cluster ``c`` and of ``c-b``, whose names begin alike, and of somebody else."""
+    place = root / "etc/systemd/system"
+    place.mkdir(parents=True)
+    for cluster, process in (("c", "serve-0-head"), ("c", "serve-0-headless-1"), ("c-b", "serve-0-head")):
+        (place / f"ascent-{cluster}-{process}.service").write_text(f"[Unit]\nX-Ascent-Cluster={cluster}\n")
+    (place / "ascent-c-mine.service").write_text("[Unit]\nDescription=of somebody\n")
+    (place / "ssh.service").write_text("[Unit]\nX-Ascent-Cluster=c\n")
+    return root
+
+
+def test_each_unit_of_the_cluster_has_a_log_of_its_own(units_of_two_clusters: Path) -> None:
+    texts = log_archive.collect("c", systemd, root=str(units_of_two_clusters), lines=7)
+    mine = {name: text for name, text in texts.items() if name.startswith("units/")}
+    assert {name.rpartition(".")[0] for name in mine} == {
+        "units/ascent-c-serve-0-head",
+        "units/ascent-c-serve-0-headless-1",
+    }
+    for process in ("serve-0-head", "serve-0-headless-1"):
+        log = mine[f"units/ascent-c-{process}.log"]
+        assert f"--unit=ascent-c-{process}.service --lines=7 " in log, "one that says much takes nothing from others"
+        assert "[Service]" in mine[f"units/ascent-c-{process}.service"]
+        assert "NRestarts=3" in mine[f"units/ascent-c-{process}.txt"]
+    asked = json.dumps(texts)
+    assert "c-b" not in asked
+    assert "ascent-c-*" not in asked
+
+
+def test_secrets_of_units_are_hidden(units_of_two_clusters: Path) -> None:
+    everything = json.dumps(log_archive.collect("c", systemd, root=str(units_of_two_clusters)))
+    assert "the engine says" in everything
+    assert KEY not in everything
+
+
 def test_no_secret_is_in_it_anywhere(root: Path) -> None:
     assert KEY not in json.dumps(log_archive.collect("c", run, root=str(root)))
 

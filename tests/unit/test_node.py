@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ascent import command, node, weights
+from ascent import command, node, planner, weights
 
 TRANSCRIPTS = Path(__file__).parents[1] / "transcripts"
 OPENEULER = 'NAME="openEuler"\nID="openEuler"\nVERSION_ID="22.03"\n'
@@ -158,7 +158,48 @@ def test_bare_node_is_nulls_with_reasons_not_an_error(tmp_path):
     assert facts["network"]["addresses"] == []
     assert facts["weights"]["present"] is False
     nothing = dict.fromkeys(("current", "fabric", "smoke_bench", "good", "error"))
-    assert facts["state"] == {**nothing, "generations": [], "secrets": [], "files": {}}
+    assert facts["state"] == {
+        **nothing, "generations": [], "secrets": [], "files": {}, "loose": [], "plan_hash": None,
+    }  # fmt: skip
+
+
+def test_what_a_container_has_beyond_its_image_is_told_by_name(root):
+    listed = '{"ID":"abc","Names":"x","Labels":"ascent.cluster=c1","Image":"image@sha256:9"}\n'
+    image = {"Id": "sha256:1", "Config": {"Env": ["PATH=/bin", "A=1"], "Entrypoint": ["/init"]}}
+    config = {**INSPECT[0]["Config"], "Env": ["PATH=/bin", "A=2", "TOKEN=secret"], "Entrypoint": ["/init"]}
+    told = json.dumps([{**INSPECT[0], "Config": config}, image])
+    reader, programs = make(root, **{"docker ps": (0, listed, ""), "docker inspect": (1, told, "no such object")})
+    (container,) = node.gather(reader, "c1", ["container_engine"])["container_engine"]["containers"]
+    assert (container["made"]["env"], container["made"]["entrypoint"]) == (["A", "TOKEN"], None)
+    assert "secret" not in json.dumps(container)
+    assert ["docker", "inspect", "abc", "image@sha256:9"] in programs.calls, "one call for both"
+
+
+def test_a_plan_tells_whether_it_is_what_was_written(root):
+    place = root / "etc/ascent/c1/generations/10"
+    plan = {"cluster": "c1", "hosts": {"ä": 1}}
+    plan["hash"] = planner.digest(plan)
+
+    def state():
+        reader, _ = make(root)
+        return node.gather(reader, "c1", ["state"])["state"]
+
+    for text in (json.dumps(plan, indent=2, ensure_ascii=False), json.dumps(plan)):
+        (place / "plan.json").write_text(text, encoding="utf-8")
+        assert state()["plan_hash"] == plan["hash"], "whatever its spaces"
+    (place / "plan.json").write_text(json.dumps({**plan, "cluster": "c2"}))
+    assert state()["plan_hash"] not in (None, plan["hash"]), "it may say of itself what it wants"
+    (place / "plan.json").write_text("[half")
+    assert state()["plan_hash"] is None
+
+
+def test_files_that_others_may_write_are_told(root):
+    place = root / "etc/ascent/c1/generations/10"
+    for name, mode in (("a.sh", 0o666), ("b.sh", 0o750), ("c.sh", 0o660), ("manifest.json", 0o640)):
+        (place / name).touch()
+        (place / name).chmod(mode)
+    reader, _ = make(root)
+    assert node.gather(reader, "c1", ["state"])["state"]["loose"] == ["10/a.sh", "10/c.sh"]
 
 
 def test_tool_failure_is_told_with_its_code(root):

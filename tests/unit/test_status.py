@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import doctest
 from typing import Any
 
 import pytest
 
-from ascent import metrics, status
+from ascent import containers, metrics, status
 
 IMAGE = "quay.io/ascend/vllm-ascend:v1"
 PLAN = {
@@ -21,7 +22,23 @@ PLAN = {
             "host": host,
             "kind": kind,
             "instance": "serve-0",
-            "container": {"name": f"ascent-c-{name}", "image": IMAGE},
+            "container": {
+                "name": f"ascent-c-{name}",
+                "image": IMAGE,
+                "script": f"/etc/ascent/{name}.sh",
+                "command": ["/bin/bash", f"/etc/ascent/{name}.sh"],
+                "network": "host",
+                "ipc": None,
+                "privileged": False,
+                "restart_policy": "unless-stopped",
+                "devices": ["/dev/davinci0", "/dev/davinci_manager"],
+                "mounts": [
+                    {"source": "/usr/local/dcmi/", "target": "/usr/local/dcmi/", "read_only": False},
+                    {"source": "/etc/hccn.conf", "target": "/etc/hccn.conf", "read_only": True},
+                ],
+                "capabilities": ["IPC_LOCK"],
+                "memory": "2g",
+            },
             "ports": [{"name": "api", "first": 8000, "count": 1}] if kind == "head" else [],
         }
         for name, host, kind in (("serve-0-head", "n1", "head"), ("serve-0-headless-1", "n2", "headless"))
@@ -41,6 +58,38 @@ UP = [
 ]
 
 
+IMAGE_ENV = ["PATH=/usr/bin", "OMP_NUM_THREADS=1"]
+
+
+def inspected(name: str) -> dict[str, Any]:
+    """What Docker 20.10 tells of a container that the launch has just made."""
+    mounts = [
+        ("bind", f"/etc/ascent/c/generations/1/{name}.sh", f"/etc/ascent/{name}.sh", False),
+        ("bind", "/etc/hccn.conf", "/etc/hccn.conf", False),
+        ("bind", "/usr/local/dcmi", "/usr/local/dcmi", True),
+        ("volume", "/var/lib/docker/volumes/x/_data", "/data", True),
+    ]
+    devices = ("/dev/davinci_manager", "/dev/davinci0")
+    return {
+        "Config": {"Cmd": ["/bin/bash", f"/etc/ascent/{name}.sh"], "Entrypoint": None, "Env": list(IMAGE_ENV)},
+        "HostConfig": {
+            "Privileged": False,
+            "NetworkMode": "host",
+            "IpcMode": "private",
+            "RestartPolicy": {"Name": "unless-stopped", "MaximumRetryCount": 0},
+            "Devices": [{"PathOnHost": one, "PathInContainer": one, "CgroupPermissions": "rwm"} for one in devices],
+            "CapAdd": ["CAP_IPC_LOCK"],
+            "Memory": 2147483648,
+            "CpusetCpus": "",
+            "CpusetMems": "",
+        },
+        "Mounts": [{"Type": kind, "Source": a, "Destination": b, "RW": rw} for kind, a, b, rw in mounts],
+    }
+
+
+IMAGE_ENTRY = {"Id": "sha256:i", "Config": {"Env": IMAGE_ENV, "Entrypoint": None}}
+
+
 def node(name: str, digest: str) -> dict[str, Any]:
     """A node on which one process has run unchanged since generation 1; 2 is current."""
     return {
@@ -56,13 +105,18 @@ def node(name: str, digest: str) -> dict[str, Any]:
                     "image": "quay.io/ascend/vllm-ascend@sha256:1",
                     "labels": {"ascent.process": name, "ascent.generation": "1", "ascent.definition": "d"},
                     "started_at": "2026-01-01T00:00:00.5Z",
+                    "made": containers.made(inspected(name), IMAGE_ENTRY),
                 }
             ],
         },
         "state": {
             "current": 2,
-            "generations": [{"number": 2, "boot_id": "b2", "processes": {name: {"definition": "d", "since": 1}}}],
+            "generations": [
+                {"number": 2, "plan_hash": "h", "boot_id": "b2", "processes": {name: {"definition": "d", "since": 1}}}
+            ],
             "files": {"2/plan.json": "pp", f"2/{name}.sh": digest, f"1/{name}.sh": digest},
+            "plan_hash": "h",
+            "loose": [],
         },
     }
 
@@ -100,6 +154,13 @@ def change(nodes: dict[str, Any], what: str) -> None:
         nodes["n2"]["container_engine"]["containers"].append(
             {**copy.deepcopy(container), "name": "old", "labels": {"ascent.process": "decode-9"}}
         )
+    elif what == "plan edited":
+        state["plan_hash"] = "other"
+    elif what == "plan gone":
+        state["plan_hash"] = None
+        del state["files"]["2/plan.json"]
+    elif what == "loose":
+        state["loose"] = ["1/serve-0-headless-1.sh"]
 
 
 @pytest.mark.parametrize(
@@ -111,14 +172,82 @@ def change(nodes: dict[str, Any], what: str) -> None:
         ("image", "drift-image", "runs another image"),
         ("replaced", "drift-container", "does not run what its generation says"),
         ("left over", "drift-container", "container old on n2 belongs to no process"),
+        ("plan edited", "drift-file", "plan.json on n2 was edited by hand"),
+        ("plan gone", "drift-file", "plan.json on n2 is gone"),
+        ("loose", "drift-file", "others than root may write 1 of the generation's files on n2"),
     ],
 )
 def test_what_was_changed_by_hand_is_named(nodes: dict[str, Any], what: str, id: str, words: str) -> None:
     change(nodes, what)
-    (found,) = judge(nodes)["findings"]
+    told = judge(nodes)
+    (found,) = told["findings"]
     assert (found["id"], found["severity"], found["host"], found["stage"]) == (id, "warning", "n2", "status")
     assert words in found["summary"]
     assert "--tags launch" in found["fix"]
+    assert told["metrics"]["status"]["drift"] == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "words"),
+    [
+        (
+            "Config",
+            {"Cmd": ["sleep", "infinity"]},
+            "command sleep infinity, not /bin/bash /etc/ascent/",
+        ),
+        ("Config", {"Env": [*IMAGE_ENV, "HF_TOKEN=secret"]}, "variable HF_TOKEN added"),
+        ("Config", {"Entrypoint": ["/bin/sh", "-c"]}, "an entrypoint of its own: /bin/sh -c"),
+        ("HostConfig", {"Privileged": True}, "privileged"),
+        ("HostConfig", {"NetworkMode": "default"}, "network bridge, not host"),
+        ("HostConfig", {"IpcMode": "host"}, "IPC host, not its own"),
+        ("HostConfig", {"RestartPolicy": {"Name": ""}}, "restart policy no, not unless-stopped"),
+        ("HostConfig", {"Memory": 1073741824}, "memory 1073741824, not 2147483648"),
+        ("HostConfig", {"CpusetCpus": "0-3"}, "cores 0-3, not unlimited"),
+        ("HostConfig", {"Devices": None}, "device /dev/davinci0 missing; device /dev/davinci_manager missing"),
+        ("HostConfig", {"CapAdd": ["SYS_ADMIN", "IPC_LOCK"]}, "capability SYS_ADMIN added"),
+        (
+            "Mounts",
+            {"Type": "bind", "Source": "/tmp/mine.sh", "Destination": "/etc/ascent/serve-0-headless-1.sh", "RW": True},
+            "mount /tmp/mine.sh:/etc/ascent/serve-0-headless-1.sh added; "
+            "mount /etc/ascent/c/generations/1/serve-0-headless-1.sh:/etc/ascent/serve-0-headless-1.sh:ro missing",
+        ),
+    ],
+)
+def test_a_container_with_our_labels_that_was_made_otherwise_is_told(
+    nodes: dict[str, Any], part: str, changes: dict[str, Any], words: str
+) -> None:
+    told = inspected("serve-0-headless-1")
+    if part == "Mounts":
+        told["Mounts"][0] = changes
+    else:
+        told[part].update(changes)
+    nodes["n2"]["container_engine"]["containers"][0]["made"] = containers.made(told, IMAGE_ENTRY)
+    (found,) = judge(nodes)["findings"]
+    assert (found["id"], found["host"]) == ("drift-container", "n2")
+    assert found["evidence"].startswith(f"container ascent-c-serve-0-headless-1: {words}")
+    assert "secret" not in str(found)
+    assert found["fix"].startswith("docker rm --force ascent-c-serve-0-headless-1 on n2, then ansible-playbook")
+
+
+def test_what_the_engine_does_not_tell_is_no_drift(nodes: dict[str, Any]) -> None:
+    """An image that is gone, and facts that an older release has read."""
+    made = containers.made(inspected("serve-0-head"), None)
+    assert (made["env"], made["entrypoint"]) == (None, None)
+    nodes["n1"]["container_engine"]["containers"][0]["made"] = made
+    del nodes["n2"]["container_engine"]["containers"][0]["made"]
+    del nodes["n2"]["state"]["plan_hash"], nodes["n2"]["state"]["loose"]
+    assert judge(nodes)["findings"] == []
+
+
+def test_only_what_was_changed_by_hand_counts_as_drift(nodes: dict[str, Any]) -> None:
+    nodes["n1"]["state"]["generations"][0]["boot_id"] = "b1"
+    told = judge(nodes)
+    assert len(told["findings"]) == 1
+    assert told["metrics"]["status"]["drift"] == 0
+
+
+def test_the_examples_hold() -> None:
+    assert doctest.testmod(containers).failed == 0
 
 
 def test_what_does_not_serve_is_an_error(nodes: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ascent import engine_imports, engines, generations, serving, units
+from ascent import engine_imports, engines, generations, scene, serving, units
 from ascent_controller import judges, planning, render
 
 RECIPE = "qwen3-235b-a22b-dp2"
@@ -38,7 +38,7 @@ def plan(tmp_path: Path) -> dict[str, Any]:
     return made
 
 
-@pytest.mark.parametrize("module", [units, engine_imports, engines])
+@pytest.mark.parametrize("module", [units, engine_imports, engines, scene])
 def test_the_examples_hold(module: Any) -> None:
     assert doctest.testmod(module).failed == 0
 
@@ -101,6 +101,38 @@ def test_a_service_with_an_image_of_its_own_stays_in_a_container(tmp_path: Path)
     assert kinds["service"] == (False, True)
     assert kinds["head"] == (True, False)
     assert generations.images_of(made) == ["registry.example.org/x:1"]
+
+
+def test_limits_of_the_recipe_hold_outside_containers_too(tmp_path: Path, plan: dict[str, Any]) -> None:
+    file = Path(recipe_file(tmp_path))
+    content = yaml.safe_load(file.read_text())
+    content["container"] = {"memory": "512g", "cpuset_cpus": "0-95,192", "ulimits": {"memlock": -1, "core": "0:-1"}}
+    content["pools"] = {"serve": {"container": {"cpuset_mems": "0,1", "restart_policy": "on-failure"}}}
+    file.write_text(yaml.safe_dump(content))
+    made, findings = planning.prepare(str(file), HOSTS, cluster="a3-cluster")
+    assert made is not None, findings
+    before = {one["name"]: one for one in plan["processes"]}
+    for process in made["processes"]:
+        old = before[process["name"]]
+        assert process["definition"] != old["definition"]
+        assert not {"memory", "cpuset_cpus", "cpuset_mems"} & set(old["unit"]), "nothing restarts for what is not given"
+        lines = units.text(process["unit"], "/x.sh", LABELS, managed="by Ascent", stop_seconds=30).splitlines()
+        service = lines[lines.index("[Service]") : lines.index("[Install]")]
+        assert set(service) >= {
+            "MemoryMax=512G",
+            "CPUAffinity=0-95,192",
+            "AllowedCPUs=0-95,192",
+            "NUMAPolicy=bind",
+            "NUMAMask=0,1",
+            "AllowedMemoryNodes=0,1",
+            "LimitCORE=0:infinity",
+            "LimitMEMLOCK=infinity",
+            "LimitNOFILE=1048576",
+            "Restart=on-failure",
+        }
+        bare = units.text(old["unit"], "/x.sh", LABELS, managed="by Ascent", stop_seconds=30)
+        assert not [word for word in ("MemoryMax", "CPUAffinity", "Allowed", "NUMA") if word in bare]
+        assert "Restart=always" in bare
 
 
 def test_the_script_runs_as_it_stands(plan: dict[str, Any], tmp_path: Path) -> None:

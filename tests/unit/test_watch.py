@@ -757,6 +757,56 @@ def test_a_line_that_comes_again_is_no_progress():
     assert state.verdict(140) == "failed"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        'INFO:     192.0.2.9:{port} - "GET /health HTTP/1.1" 200 OK',
+        '(APIServer pid=1) INFO:     [2001:db8::9]:{port} - "GET /v1/models HTTP/1.1" 401 Unauthorized',
+        '192.0.2.9 - - [01/Jan/2026:00:00:{port} +0000] "HEAD / HTTP/1.1" 200 0 "-" "curl/{port}"',
+        '192.0.2.9:{port} - "POST /v1/completions HTTP/1.1" 500',
+        "(APIServer pid=1) INFO 01-01 00:00:01 [loggers.py:259] Engine 000: Avg prompt throughput: 0.0 tokens/s, Avg"
+        " generation throughput: 0.0 tokens/s, Running: 0 reqs, Waiting: 0 reqs, GPU KV cache usage: {port}.0%",
+        '2026-01-01 00:00:00 ERROR http_request{{id="req-{port}"}}: vllm_router_rs::response: request'
+        " failed with server error",
+        "2026-01-01T00:00:{port}.123456Z  INFO vllm_router::core: waiting for 1 workers to become healthy",
+    ],
+)
+def test_what_a_server_says_when_it_is_asked_is_no_progress(line):
+    state = started(stall=30)
+    for now in range(110, 131):
+        lines = [f"2026-01-01T00:00:{now - 100:02.0f}Z {line.format(port=now - 100)}"]
+        state.absorb("n2", answer("n2", lines=lines), float(now))
+    # What is said again and again but for its time is new once.
+    assert state.metrics(131.0)["progress_seconds"] == (10 if "workers" in line else 0)
+    assert state.verdict(140) == "failed"
+    assert state.findings()[0]["id"] == "D06"
+    assert line.format(port=30) in state.logs()["decode-0-head"], "but it is kept and searched"
+
+
+def test_requests_push_nothing_out_of_what_was_said_before():
+    state = started(stall=30)
+    for now in (110.0, 120.0, 130.0):
+        second = f"2026-01-01T00:00:{now - 100:02.0f}"
+        port = int(now) * 200
+        asked = [f'{second}.{n:03d}Z INFO: 192.0.2.9:{port + n} - "GET /health HTTP/1.1" 200' for n in range(150)]
+        again = f"{second}.9Z (APIServer pid=1) waiting"
+        state.absorb("n2", answer("n2", lines=[*asked, again]), now)
+    assert state.verdict(140) == "failed"
+
+
+def test_what_serves_already_keeps_nothing_alive():
+    state = started(stall=30)
+    state.absorb("n1", answer("n1", ok=True), 110.0)
+    for now in (120.0, 130.0, 139.0):
+        lines = [f"2026-01-01T00:00:{now - 100:02.0f}Z INFO request {now} of somebody"]
+        state.absorb("n1", answer("n1", ok=True, lines=lines), now)
+    # That a process became ready counts for who waited for it.
+    assert state.verdict(139.5) is None
+    assert state.verdict(140) == "failed"
+    assert [(item["id"], item["host"]) for item in state.findings()] == [("D06", "n2")]
+    assert state.metrics(140)["progress_seconds"] == 10
+
+
 def test_bytes_read_from_storage_are_progress_without_a_line():
     state = started(stall=30)
     for now, read in ((110.0, 0), (120.0, 5 * 2**20), (130.0, 9 * 2**20)):

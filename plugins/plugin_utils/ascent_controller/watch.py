@@ -8,9 +8,10 @@ Success: every process with a health address answers; the containers of an insta
 workers, nodes of a Ray cluster) run while its head answers, which a head does only after all of them have joined; and
 what has neither a health address nor an instance, such as a service that the recipe describes, runs. Failure: a
 container that is missing, ended or was restarted by its policy; a fatal log line; a host that can't be followed; no
-progress for ``stall`` seconds; or ``timeout`` seconds. Progress is a log line that says something new, or bytes that a
-process reads from storage. After the first bad sign every node is asked for what its logs
-hold by then, since the first line to arrive may be an echo of another node's.
+progress for ``stall`` seconds; or ``timeout`` seconds. Progress is a log line that says something new or bytes read
+from storage, of a process that is not ready, and that one became ready. What a server says of who asks it is none,
+since the watch itself asks. After the first bad sign every node is asked for what its logs hold by then, since the
+first line to arrive may be an echo of another node's.
 
 Times of different nodes are compared after each node's clock has been compared with the controller's.
 """
@@ -60,8 +61,15 @@ _TOGETHER = 0.5
 _SKEW = 1.0
 _SHOWN_PROCESSES = 24
 _RECENT = 100
-# The engines' own time before a line.
-_TIMES = re.compile(r"(\b\d\d-\d\d )?\b\d\d:\d\d:\d\d([.,]\d+)?")
+# The engines' and routers' own time before a line.
+_TIMES = re.compile(r"(\b\d\d-\d\d[ T])?(?<![\d:])\d\d:\d\d:\d\d([.,]\d+)?")
+# What goes on without anything going on: a server's line for each request, such as for every look at its health, with
+# another port of the client or, of vllm-router, another id each time; and an engine's figures of having done nothing.
+_IDLE = re.compile(
+    r'"(?:GET|HEAD|POST) \S* HTTP/\d(?:\.\d)?" \d{3}\b'
+    r"|\b(?:started|finished) processing request\b|\brequest failed with \w+ error\b"
+    r"|Avg prompt throughput: 0\.0 tokens/s, Avg generation throughput: 0\.0 tokens/s"
+)
 _STATES = {"R": "running", "S": "sleeping", "D": "waiting for storage or a device", "T": "stopped", "Z": "ended"}
 _UNKNOWN = "Not known: no entry of the catalogue (docs/reference/findings.md) fits its log. The lines above say most."
 # What a process says that ended because others of its group did.
@@ -271,9 +279,11 @@ class Watch:
         process.lines.append(line)
         process.said[source(line) or process.name] = line
         said = _TIMES.sub("", _text(line))
+        is_idle = _IDLE.search(said) is not None
         # What was said before, and known complaints, are no progress.
-        is_new = said not in process.recent and not diagnosis.progress_free(line, self.catalogue)
-        process.recent.append(said)
+        is_new = not is_idle and said not in process.recent and not diagnosis.progress_free(line, self.catalogue)
+        if not is_idle:
+            process.recent.append(said)
         if process.progress.feed(line) or is_new:
             process.moved_at = now
         process.phases.setdefault(process.progress.phase, round(now - self.started, 1))
@@ -349,6 +359,17 @@ class Watch:
         joined = all(head.healthy for head in heads) if heads else process.progress.phase == "ready"
         return process.state == "running" and joined
 
+    def _moved_at(self) -> float:
+        """When anything last went on. What serves already may be busy, and brings nothing else any further."""
+        # A plan of offline jobs starts nothing that could move.
+        return max(
+            (
+                process.ready_at if process.ready_at is not None and self._is_ready(process) else process.moved_at
+                for process in self.processes.values()
+            ),
+            default=self.started,
+        )
+
     def verdict(self, now: float) -> str | None:
         """``ready``, ``failed``, or None as long as it goes on."""
         if self.failed_at is not None:
@@ -365,7 +386,7 @@ class Watch:
                 return None
         if now >= self.started + self.timeout:
             self._limit, self.failed_at = "timeout", now - self.grace
-        elif now >= max(process.moved_at for process in self.processes.values()) + self.stall:
+        elif now >= self._moved_at() + self.stall:
             self._limit, self.failed_at = "stall", now - self.grace
         return "failed" if self.failed_at is not None else None
 
@@ -603,12 +624,10 @@ class Watch:
         ``ready_seconds`` is None after a failure, ``progress_seconds`` is when anything last went on; a process has the
         time at which it reached each phase, and ``ended``, in seconds since 1970 by the controller's clock.
         """
-        # A plan of offline jobs starts nothing that could move.
-        moved = max((process.moved_at for process in self.processes.values()), default=self.started)
         return {
             "seconds": round(now - self.started, 1),
             "ready_seconds": round(now - self.started, 1) if self.failed_at is None else None,
-            "progress_seconds": round(moved - self.started, 1),
+            "progress_seconds": round(self._moved_at() - self.started, 1),
             "processes": {
                 process.name: {
                     "host": process.host,

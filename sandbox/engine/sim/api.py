@@ -17,7 +17,7 @@ from . import text, tokenizer
 from .answers import ChatShape, Choice, CompletionShape, Shape, Usage, fingerprint
 from .config import Settings
 from .frontend import FrontEnd
-from .http import dump, error_headers, json_answer
+from .http import access_line, dump, error_headers, json_answer
 from .log import server_line
 from .protocol import ApiError, Generation, Json, Reader, chat_prompt, invalid, read_messages, seed
 from .scheduler import Event, Request, inside_id
@@ -85,7 +85,7 @@ class Api:
         if request.path not in UNCOUNTED:
             known = request.match_info.route.resource
             self.front.metrics.answered(known.canonical if known else "none", request.method, response.status)
-        server_line("APIServer", f'{request.remote} - "{request.method} {request.path} HTTP/1.1" {response.status}')
+        server_line("APIServer", access_line(request, response.status))
         return response
 
     def _headers(self, request: web.Request) -> dict[str, str]:

@@ -28,7 +28,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from .http import error_headers, json_answer
+from .http import access_line, error_headers, json_answer
 
 Json = dict[str, Any]
 SERVER = "ascent-engine-simulator"
@@ -156,7 +156,7 @@ class Proxy:
             response = web.Response(text="Internal Server Error", status=500)
         if not response.prepared:
             response.headers["Server"] = SERVER
-        say(f'INFO:     {request.remote} - "{request.method} {request.path} HTTP/1.1" {response.status}')
+        say(f"INFO:     {access_line(request, response.status)}")
         return response
 
     async def _client(self, _: web.Application) -> AsyncIterator[None]:

@@ -45,7 +45,7 @@ def test_files_are_roots_alone(files) -> None:
     for name, entry in files.items():
         assert entry.user == "root"
         if entry.link is None:
-            assert entry.mode == (0o640 if name.endswith(".json") else 0o750), name
+            assert entry.mode == (0o750 if entry.text is None else 0o640), name
 
 
 @pytest.mark.parametrize("number", DIGEST)

@@ -15,7 +15,7 @@ from tests.openai_server import Behaviour, Server
 def test_what_clients_saw_while_a_server_was_away(run_module: Any, tmp_path: Path) -> None:
     path = tmp_path / "run" / "seen.jsonl"
     with Server(Behaviour()) as server:
-        given = {"state": "started", "path": str(path), "interval": 0.02, "timeout": 2, "most": 60}
+        given = {"state": "started", "path": str(path), "interval": 0.02, "timeout": 20, "most": 60}
         started = run_module(outage_probe, {**given, "targets": [{"url": server.url, "model": "m"}]})
         assert (started["changed"], started["outage"]) == (False, None)
         wait(lambda: len(server.requests) >= 2)

@@ -278,6 +278,10 @@ def test_a_stranger_on_a_device_is_named_while_the_cluster_runs(plan, nodes):
     one["processes"]["7"] = {"command": "vllm", "container": "ascent-c-head", "unit": None}
     one["processes"]["8"] = {"command": "vllm", "container": None, "unit": "ascent-c-rank.service"}
     assert found(plan, nodes)[0] == [], "9 is hidden from us, and the cluster runs"
+    one["container_engine"]["containers"][0]["state"] = "restarting"
+    one["units"]["units"] = []
+    del one["processes"]["8"]
+    assert found(plan, nodes)[0] == [], "8 ended while the node was read: an engine that starts again and again"
     one["processes"]["9"] = {"command": "jupyter", "container": None, "unit": "jupyter.service"}
     told, first = found(plan, nodes)
     assert told == [("A03", "error", "n001")]

@@ -101,12 +101,15 @@ def part(node: Optional[Facts], *keys: str) -> Dict[str, Any]:
 
 
 def running(node: Facts) -> bool:
-    """Whether containers or units of this cluster run on the node."""
-    return any(one.get("state") == "running" for one in running_of(node))
+    """Whether containers or units of this cluster run on the node, those between two starts of theirs included."""
+    return any(one.get("state") in ("running", "restarting") for one in running_of(node))
 
 
 def is_ours(node: Facts, pid: Any) -> bool:
-    """Whether a process is one of this cluster's; true where the cluster runs and nobody knows whose it is."""
+    """Whether a process is one of this cluster's; true where the cluster runs and nobody knows whose it is.
+
+    One that ended while the node was read is nobody's: an engine that starts again and again leaves such.
+    """
     owner = part(node, "processes").get(str(pid))
     if owner is None:
         return running(node)

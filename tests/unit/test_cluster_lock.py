@@ -22,7 +22,12 @@ LOCKED = """
       delegate_to: n1
 {rest}
 """
-WAIT = "    - ansible.builtin.wait_for: {{path: '{gate}', timeout: 60}}\n      run_once: true"
+WAIT = """
+    - ansible.builtin.file: {{path: "{gate}.near", state: touch}}
+      run_once: true
+    - ansible.builtin.wait_for: {{path: "{gate}", timeout: 60}}
+      run_once: true
+"""
 
 
 def until(condition: object, seconds: float = 60) -> bool:
@@ -40,7 +45,7 @@ def held(lock: Path) -> bool:
 
 
 def start(directory: Path, lock: Path, gate: Path) -> subprocess.Popen[str]:
-    """A run that holds the lock until the file ``gate`` is there."""
+    """A run that holds the lock until the file ``gate`` is there, and has come as far as to wait for it."""
     directory.mkdir()
     environment = settings(directory)
     (directory / "play.yml").write_text(LOCKED.format(lock=lock, rest=WAIT.format(gate=gate)))
@@ -52,7 +57,8 @@ def start(directory: Path, lock: Path, gate: Path) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    assert until(lambda: held(lock)), run.communicate(timeout=20)
+    assert until(gate.with_name(f"{gate.name}.near").exists), run.communicate(timeout=20)
+    assert held(lock)
     return run
 
 

@@ -6,7 +6,7 @@ log's settings are left out: the engine's own settings mix with them, or it spel
 
 from __future__ import annotations
 
-__all__ = ["differences", "made"]
+__all__ = ["differences", "made", "replaced"]
 
 import posixpath
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Set
@@ -86,6 +86,37 @@ def differences(planned: Mapping[str, Any], found: Mapping[str, Any], script: st
     told += _more_or_less("mount", mounts, found["mounts"])
     told += _more_or_less("capability", {_capability(one) for one in planned["capabilities"]}, found["capabilities"])
     return told + _more_or_less("variable", set(), found["env"] or ())
+
+
+def replaced(
+    plan: Mapping[str, Any],
+    decision: Mapping[str, Any],
+    nodes: Mapping[str, Optional[Mapping[str, Any]]],
+    digests: Mapping[str, Optional[str]],
+) -> List[str]:
+    """Processes whose container is not the one that a launch made, although it carries the labels of ``decision``.
+
+    Told by its image, command, entrypoint and privileges: no launch makes those otherwise, and no engine spells them in
+    ways of its own. ``decision`` is that of `generations.decide`, ``nodes`` are ``ascent_node`` facts by host,
+    ``digests`` those of the images by reference.
+    """
+    planned = {process["name"]: process["container"] for process in plan["processes"] if process["container"]}
+    found = set()
+    for node in nodes.values():
+        for one in ((node or {}).get("container_engine") or {}).get("containers") or ():
+            name = one["labels"].get("ascent.process")
+            wanted_definition = decision["processes"].get(name, {}).get("definition")
+            if name not in planned or one["labels"].get("ascent.definition") != wanted_definition:
+                continue
+            wanted, there, digest = planned[name], one.get("made"), digests.get(planned[name]["image"])
+            # An image is what its digest says, under whatever name the host has it.
+            other = bool(digest) and not one["image"].endswith(f"@{digest}")
+            if there:
+                other |= there["command"] != wanted["command"] or there["entrypoint"] is not None
+                other |= there["privileged"] != wanted["privileged"]
+            if other:
+                found.add(name)
+    return sorted(found)
 
 
 def _more_or_less(what: str, wanted: Set[str], there: Iterable[str]) -> List[str]:

@@ -161,8 +161,8 @@ def to_stop(
     Those are all of an instance of which one doesn't run, or not as it should. The ranks of an instance know each other
     only from a common start: one that outlived its peers never gets well, and may join a new head just before it ends.
     The same holds for all engines when the store of their KV cache starts anew: what they know of it is gone.
-    ``nodes`` maps hosts to their ``ascent_node`` facts. ``edited`` are processes whose unit somebody changed by hand:
-    it is written again, and they start anew with it.
+    ``nodes`` maps hosts to their ``ascent_node`` facts. ``edited`` are processes whose unit or container somebody
+    changed by hand: it is made again, and they start anew with it.
     """
     right, alive = _seen(decision, nodes, edited)
     stores = [process["name"] for process in plan["processes"] if process["kind"] == "kv-store"]

@@ -20,7 +20,7 @@ def restarts(
     """Processes that start anew or for the first time when ``decision`` is launched; those that end for good as well.
 
     ``decision`` is that of `generations.decide` with ``stop``, the processes that end before any starts again, and
-    ``edited``, those whose unit is written again. ``nodes`` are ``ascent_node`` facts by host.
+    ``edited``, those whose unit or container is made again. ``nodes`` are ``ascent_node`` facts by host.
     """
     right, running = set(), set()
     for node in nodes.values():

@@ -12,14 +12,14 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
-from ascent import access, generations, units
+from ascent import access, containers, generations, units
 from ascent.findings import finding, message
 from ascent_controller import access_settings, facts, render
 
 
 class ActionModule(ActionBase):
     """Sets the host fact ``ascent_generation``: what `generations.decide` returns, with ``stop`` of `to_stop` and
-    ``waves`` of `waves`, and ``edited`` of `units.rewritten`.
+    ``waves`` of `waves`, and ``edited`` of `units.rewritten` and `containers.replaced`.
     """
 
     TRANSFERS_FILES = False
@@ -38,7 +38,10 @@ class ActionModule(ActionBase):
         nodes = facts.nodes(task_vars)
         secrets = access.fingerprints(plan, access_settings.read(self._templar, task_vars).engine_key)
         decision = generations.decide(plan, digests, nodes, secrets)
-        edited = units.rewritten(plan, nodes, self._task.args["root"], managed=render.MANAGED)
+        edited = [
+            *units.rewritten(plan, nodes, self._task.args["root"], managed=render.MANAGED),
+            *containers.replaced(plan, decision, nodes, digests),
+        ]
         seen = (plan, decision, nodes)
         beyond = generations.beyond(*seen, task_vars["ansible_play_hosts_all"], edited)
         if beyond:

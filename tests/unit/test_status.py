@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ascent import containers, metrics, status
+from ascent import containers, generations, metrics, status
 
 IMAGE = "quay.io/ascend/vllm-ascend:v1"
 PLAN = {
@@ -227,6 +227,37 @@ def test_a_container_with_our_labels_that_was_made_otherwise_is_told(
     assert found["evidence"].startswith(f"container ascent-c-serve-0-headless-1: {words}")
     assert "secret" not in str(found)
     assert found["fix"].startswith("docker rm --force ascent-c-serve-0-headless-1 on n2, then ansible-playbook")
+
+
+def _privileged(one: dict[str, Any]) -> None:
+    one["made"]["privileged"] = True
+
+
+def _of_another_image(one: dict[str, Any]) -> None:
+    one["image"] = "by-hand:1"
+
+
+def _with_another_command(one: dict[str, Any]) -> None:
+    one["made"]["command"] = ["sleep", "infinity"]
+
+
+@pytest.mark.parametrize("change", [_privileged, _of_another_image, _with_another_command])
+def test_a_container_in_the_place_of_ours_ends_its_instance_at_the_next_launch(
+    nodes: dict[str, Any], change: Any
+) -> None:
+    decision = {"number": 2, "processes": {one["name"]: {"definition": "d"} for one in PLAN["processes"]}}
+    digests = {IMAGE: "sha256:1"}
+    assert containers.replaced(PLAN, decision, nodes, digests) == []
+    (one,) = nodes["n2"]["container_engine"]["containers"]
+    change(one)
+    edited = containers.replaced(PLAN, decision, nodes, digests)
+    assert edited == ["serve-0-headless-1"]
+    both = [process["name"] for process in PLAN["processes"]]
+    assert generations.to_stop(PLAN, decision, nodes) == [], "its labels say that it is right"
+    assert generations.to_stop(PLAN, decision, nodes, edited) == both
+    # One that is to be made anew in any case is as it was made.
+    one["labels"]["ascent.definition"] = "older"
+    assert containers.replaced(PLAN, decision, nodes, digests) == []
 
 
 def test_what_the_engine_does_not_tell_is_no_drift(nodes: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ask", "body_of", "check", "judge", "with_chat", "with_steady"]
+__all__ = ["ask", "body_of", "causes", "check", "judge", "with_chat", "with_steady"]
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -350,6 +350,12 @@ def _sameness(prompt: Mapping[str, Any], asked: str, answer: Mapping[str, Any]) 
     ]
 
 
+def causes(findings: Sequence[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """Findings without what another one explains: where no two answers are the same, a stream is not either."""
+    unsteady = any(one["id"] == "answer-not-repeatable" and one["severity"] == "error" for one in findings)
+    return [one for one in findings if not (unsteady and one["id"] == "stream-differs")]
+
+
 def _around(text: str, at: int) -> str:
     """A text's characters near a place."""
     return text[max(0, at - 60) : at + 140]
@@ -372,5 +378,5 @@ def check(url: str, model: str, prompts: Sequence[Mapping[str, Any]], timeout: f
     return {
         "prompts": [prompt for prompt, _ in pairs],
         "answers": [answer for _, answer in pairs],
-        "findings": [item for prompt, answer in pairs for item in judge(prompt, answer, model)],
+        "findings": causes([item for prompt, answer in pairs for item in judge(prompt, answer, model)]),
     }

@@ -145,6 +145,16 @@ CHINESE = "这是一个完全不同的语言的回答没有人问过它而且很
 ENGLISH = "Tell me at some length about the capital of France."
 
 
+def test_where_no_two_answers_are_the_same_a_stream_is_none_either():
+    def told(id, severity):
+        return {"id": id, "severity": severity}
+
+    late = [told("answer-not-repeatable", "warning"), told("stream-differs", "error")]
+    assert functional.causes(late) == late
+    early = [told("stream-differs", "error"), told("G01", "error"), told("answer-not-repeatable", "error")]
+    assert functional.causes(early) == early[1:]
+
+
 @pytest.mark.parametrize(
     ("prompt", "wrong"),
     [

@@ -6,12 +6,12 @@ log's settings are left out: the engine's own settings mix with them, or it spel
 
 from __future__ import annotations
 
-__all__ = ["differences", "made", "replaced"]
+__all__ = ["differences", "has_other_image", "made", "replaced"]
 
 import posixpath
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Set
 
-_SCALE = {"b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+from .text import size_mb
 
 
 def made(data: Mapping[str, Any], image: Optional[Mapping[str, Any]] = None) -> Dict[str, Any]:
@@ -67,7 +67,7 @@ def differences(planned: Mapping[str, Any], found: Mapping[str, Any], script: st
         ("command", " ".join(planned["command"]), " ".join(found["command"])),
         ("network", _network(planned["network"]), _network(found["network"])),
         ("restart policy", planned["restart_policy"], found["restart_policy"]),
-        ("memory", _bytes(planned.get("memory")), found["memory"]),
+        ("memory", int((size_mb(planned.get("memory")) or 0) * 2**20), found["memory"]),
         ("cores", planned.get("cpuset_cpus") or "", found["cpuset_cpus"]),
         ("NUMA nodes", planned.get("cpuset_mems") or "", found["cpuset_mems"]),
     ):
@@ -86,6 +86,14 @@ def differences(planned: Mapping[str, Any], found: Mapping[str, Any], script: st
     told += _more_or_less("mount", mounts, found["mounts"])
     told += _more_or_less("capability", {_capability(one) for one in planned["capabilities"]}, found["capabilities"])
     return told + _more_or_less("variable", set(), found["env"] or ())
+
+
+def has_other_image(container: Mapping[str, Any], digest: Optional[str]) -> bool:
+    """Whether a container runs another image than the one of ``digest``; false where that is not known.
+
+    An image is what its digest says, under whatever name the host has it.
+    """
+    return bool(digest) and not container["image"].endswith(f"@{digest}")
 
 
 def replaced(
@@ -108,9 +116,8 @@ def replaced(
             wanted_definition = decision["processes"].get(name, {}).get("definition")
             if name not in planned or one["labels"].get("ascent.definition") != wanted_definition:
                 continue
-            wanted, there, digest = planned[name], one.get("made"), digests.get(planned[name]["image"])
-            # An image is what its digest says, under whatever name the host has it.
-            other = bool(digest) and not one["image"].endswith(f"@{digest}")
+            wanted, there = planned[name], one.get("made")
+            other = has_other_image(one, digests.get(wanted["image"]))
             if there:
                 other |= there["command"] != wanted["command"] or there["entrypoint"] is not None
                 other |= there["privileged"] != wanted["privileged"]
@@ -136,12 +143,3 @@ def _capability(name: str) -> str:
 
 def _network(name: Optional[str]) -> str:
     return "bridge" if name in (None, "", "default") else str(name)
-
-
-def _bytes(size: Optional[str]) -> int:
-    """A size as the container engine takes it; 0 where there is none.
-
-    >>> _bytes("512m"), _bytes(None)
-    (536870912, 0)
-    """
-    return int(size[:-1]) * _SCALE[size[-1]] if size else 0

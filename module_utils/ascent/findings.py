@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-__all__ = ["SEVERITIES", "failed", "finding", "message", "sort_findings"]
+__all__ = ["SEVERITIES", "failed", "finding", "in_a_line", "message", "sort_findings"]
 
-from typing import Any, Dict, Iterable, List, Optional
+from typing import Any, Dict, Iterable, List, Mapping, Optional
 
 #: From worst to mildest. Only ``error`` stops a stage.
 SEVERITIES = ("error", "warning", "info")
@@ -53,6 +53,11 @@ def failed(findings: Iterable[Dict[str, Any]]) -> bool:
 def sort_findings(findings: Iterable[Dict[str, Any]]) -> List[Dict[str, Any]]:
     """Worst first, then by host and id, so that two runs over the same state print the same list."""
     return sorted(findings, key=lambda item: (SEVERITIES.index(item["severity"]), item["host"] or "", item["id"]))
+
+
+def in_a_line(findings: Iterable[Mapping[str, Any]]) -> str:
+    """What findings say, for the evidence of one that follows from them."""
+    return "; ".join(f"{item['summary']} [{item['id']}]" for item in findings)
 
 
 def message(findings: Iterable[Dict[str, Any]]) -> str:

@@ -20,6 +20,7 @@ __all__ = [
     "beyond",
     "choose",
     "container_definition",
+    "content_hash",
     "decide",
     "good",
     "images_of",
@@ -35,6 +36,7 @@ __all__ = [
 import hashlib
 from typing import Any, Collection, Dict, Iterable, List, Mapping, Optional, Set, Tuple
 
+from . import text
 from .errors import AscentError
 
 #: Digest by image reference; None where a dry run can't know it.
@@ -137,6 +139,11 @@ def manifest(
     }
 
 
+def content_hash(plan: Mapping[str, Any]) -> str:
+    """The hash that a plan's content has, whatever the plan says of itself."""
+    return text.digest({key: value for key, value in plan.items() if key != "hash"})
+
+
 def log_command(process: Mapping[str, Any]) -> str:
     """What shows a planned process's log on its host."""
     unit = process.get("unit")
@@ -225,19 +232,22 @@ def beyond(
     A generation is on all hosts or on none, and the ranks of an instance start together. ``nodes`` and ``edited`` as
     for `to_stop`.
     """
+    outside = set(plan["hosts"]).difference(inside)
+    if not outside:
+        return {}
     right, alive = _seen(decision, nodes, edited)
     ending = set(to_stop(plan, decision, nodes, edited))
     hosts = {process["name"]: process["host"] for process in plan["processes"]}
     starting = {
         name
         for instance in plan["instances"]
-        if any(hosts[name] in inside for name in instance["processes"])
+        if any(hosts[name] not in outside for name in instance["processes"])
         for name in instance["processes"]
         if name not in right
     }
     found = {}
     for host in plan["hosts"]:
-        if host in inside:
+        if host not in outside:
             continue
         current = ((nodes.get(host) or {}).get("state") or {}).get("current")
         mine = [name for name in hosts if hosts[name] == host]

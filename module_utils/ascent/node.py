@@ -48,7 +48,7 @@ from . import (
 from .engines import image_at
 from .errors import AscentError, ToolError
 from .files import Tree
-from .text import digest
+from .generations import content_hash
 
 #: What can be asked for. ``health`` costs a tool call per device and is not read unless asked for.
 SUBSETS = ("system", "network", "disk", "npu", "health", "container_engine", "units", "weights", "state")
@@ -708,9 +708,7 @@ def _files(node: Node, base: str, current: str, generations: Sequence[Mapping[st
 def _plan_hash(node: Node, path: str) -> Optional[str]:
     """The hash that a plan's content has, whatever it says of itself; None for what is no plan."""
     plan, _ = _json_file(node, path)
-    if not isinstance(plan, dict):
-        return None
-    return digest({key: value for key, value in plan.items() if key != "hash"})
+    return content_hash(plan) if isinstance(plan, dict) else None
 
 
 def _processes(

@@ -103,8 +103,7 @@ def _drift(
             )
             continue
         digest = digests[process["container"]["image"]] if process["container"] else None
-        # An image is what its digest says, under whatever name the host has it.
-        if digest and not container["image"].endswith(f"@{digest}"):
+        if containers.has_other_image(container, digest):
             yield finding(
                 "drift-image",
                 "warning",

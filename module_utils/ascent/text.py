@@ -1,11 +1,11 @@
 """What every reader of tool output needs first: lines without terminal decoration, and numbers that cannot surprise.
 
-And the fingerprint of what was read.
+And sizes as engines take them, and the fingerprint of what was read.
 """
 
 from __future__ import annotations
 
-__all__ = ["clean_lines", "digest", "integer", "key_values", "number"]
+__all__ = ["clean_lines", "digest", "integer", "key_values", "number", "size_mb"]
 
 import hashlib
 import json
@@ -27,6 +27,19 @@ def digest(value: Any) -> str:
     """sha256 of a JSON value, independent of the order of its keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def size_mb(text: Any) -> Optional[float]:
+    """A size as container engines and Mooncake take it (``16g``, ``40GB``, bytes), in MB; None when it can't be read.
+
+    >>> size_mb("1g"), size_mb(2**20), size_mb("much")
+    (1024.0, 1.0, None)
+    """
+    match = re.match(r"([0-9]{1,15}(?:\.[0-9]{1,3})?)\s*([bkmgt]?)b?\Z", str(text).strip().lower())
+    if not match:
+        return None
+    unit = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}[match.group(2)]
+    return float(match.group(1)) * unit / 2**20
 
 
 def clean_lines(text: str) -> List[Tuple[int, str]]:

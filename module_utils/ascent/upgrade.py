@@ -7,7 +7,7 @@ __all__ = ["announce", "outcome", "restarts", "targets"]
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from . import generations, plan_changes
-from .findings import finding
+from .findings import finding, in_a_line
 
 _STAGE = "upgrade"
 # So many changes are told one by one.
@@ -125,8 +125,8 @@ def outcome(
     """How it ended: ``{"findings", "metrics"}``.
 
     ``number`` is the generation that runs now; ``kept`` the one that it repeats after a rollback, else None.
-    ``reasons`` are the errors that made it go back.
-    ``stuck`` says that it was to go back and could not.
+    ``reasons`` are the errors that made it go back. ``stuck`` says that it was to go back and could not: then ``kept``
+    is None.
     """
     found = []
     if outage is not None:
@@ -147,34 +147,34 @@ def outcome(
                 fix="Run --tags check for the cause." if lasts else "",
             )
         )
-    words = [f"{one['summary']} [{one['id']}]" for one in reasons]
-    if stuck:
-        found.append(
-            finding(
+    if stuck or kept is not None:
+        name, summary, fix = (
+            (
                 "upgrade-not-undone",
-                "error",
                 f"the upgrade failed, and no earlier generation could be brought back; generation {number} is current",
-                stage=_STAGE,
-                evidence="; ".join(words) or "a task failed, see above",
-                cause=reasons[0]["cause"] if reasons else "",
-                fix="Look with playbooks/status.yml; correct what the findings name and run upgrade.yml again, or"
+                "Look with playbooks/status.yml; correct what the findings name and run upgrade.yml again, or"
                 " choose a kept generation: playbooks/rollback.yml -e rollback_to=NUMBER.",
             )
-        )
-    elif kept is not None:
-        found.append(
-            finding(
+            if stuck
+            else (
                 "upgrade-rolled-back",
-                "error",
                 f"the upgrade was undone; generation {kept} serves again, as generation {number}",
-                stage=_STAGE,
-                evidence="; ".join(words) or "a task failed, see above",
-                cause=reasons[0]["cause"] if reasons else "",
-                fix="Correct the recipe or the node, then run upgrade.yml again."
+                "Correct the recipe or the node, then run upgrade.yml again."
                 + (" -e upgrade_bench_drop=SHARE accepts a slower service." if _slower(reasons) else ""),
             )
         )
-    measured = {"expected_seconds": expected, "generation": number, "rolled_back": kept is not None and not stuck}
+        found.append(
+            finding(
+                name,
+                "error",
+                summary,
+                stage=_STAGE,
+                evidence=in_a_line(reasons) or "a task failed, see above",
+                cause=reasons[0]["cause"] if reasons else "",
+                fix=fix,
+            )
+        )
+    measured = {"expected_seconds": expected, "generation": number, "rolled_back": kept is not None}
     return {"findings": found, "metrics": {"upgrade": {**measured, "outage": outage}}}
 
 

@@ -14,7 +14,6 @@ from ansible.plugins.action import ActionBase
 from ascent import generations
 from ascent.errors import AscentError
 from ascent.findings import finding, message
-from ascent.text import digest
 from ascent_controller import clusters, connections, facts
 
 
@@ -57,7 +56,12 @@ class ActionModule(ActionBase):
         number = generations.choose(given["generation"], states)
         path = f"{given['root']}/{cluster}/generations/{number}/plan.json"
         # The play's first host may be down, and not every host has every generation.
-        teller = next(name for name, state in states.items() if number in _numbers(state))
+        teller, entry = next(
+            (name, one)
+            for name, state in states.items()
+            for one in (state or {}).get("generations") or ()
+            if one["number"] == number
+        )
         hostvars = variables["hostvars"]
         (read,) = connections.executes(self._task, self._play_context, hostvars, [teller]).values()
         code, out, err = read(f"import sys; sys.stdout.buffer.write(open({path!r}, 'rb').read())".encode())
@@ -73,20 +77,14 @@ class ActionModule(ActionBase):
                 f"generation {number} was for {', '.join(sorted(plan['hosts']))};"
                 f" the cluster has {', '.join(sorted(names))} now. Deploy the recipe instead"
             )
-        entry = next(e for e in (states[teller] or {})["generations"] if e["number"] == number)
-        content = {key: value for key, value in plan.items() if key != "hash"}
         # What is current is looked at and stopped all the same; status tells of it.
-        if given["generation"] != "current" and digest(content) != entry["plan_hash"]:
+        if given["generation"] != "current" and generations.content_hash(plan) != entry["plan_hash"]:
             raise AscentError(f"{path} on {teller} was edited by hand. Name another generation")
         return {
             "ansible_facts": {"ascent_plan": plan, "ascent_kept": {"number": number, "digests": entry["images"]}},
             "record": {"plan.json": plan},
             "msg": f"generation {number}: {plan['recipe']}, made {entry['created']}",
         }
-
-
-def _numbers(state: Mapping[str, Any] | None) -> list[int]:
-    return [entry["number"] for entry in (state or {}).get("generations") or ()]
 
 
 def _refused(text: str, cluster: str) -> dict[str, Any]:

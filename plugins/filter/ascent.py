@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ascent import access, engine_imports, generations, npu, preflight, units, upgrade
-from ascent.findings import finding
+from ascent.findings import finding, in_a_line
 from ascent_controller import checking, provisioning, render, rescues, tuning
 
 DOCUMENTATION = r"""
@@ -161,7 +161,7 @@ def ascent_rolled_back(
             "error",
             f"the launch failed; generation {kept} serves again, as generation {number}",
             stage="launch",
-            evidence="; ".join(f"{one['summary']} [{one['id']}]" for one in why),
+            evidence=in_a_line(why),
             cause="launch_rollback_on_failure is set.",
             fix="Correct the recipe or the node, then run --tags launch,check.",
         ),

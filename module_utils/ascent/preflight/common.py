@@ -19,11 +19,9 @@ __all__ = [
     "listed",
     "part",
     "running",
-    "size_mb",
     "warning",
 ]
 
-import re
 from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence
 
 from ..findings import finding
@@ -138,19 +136,6 @@ def holder(node: Facts, pid: Any) -> str:
     command = f" ({known['command']})" if known.get("command") else ""
     where = next((f" in {kind} {known[kind]}" for kind in ("container", "unit") if known.get(kind)), "")
     return f"pid {pid}{command}{where}"
-
-
-def size_mb(text: Any) -> Optional[float]:
-    """A size as container engines and Mooncake take it (``16g``, ``40GB``, bytes), in MB; None when it can't be read.
-
-    >>> size_mb("1g"), size_mb(2**20), size_mb("much")
-    (1024.0, 1.0, None)
-    """
-    match = re.match(r"([0-9]{1,15}(?:\.[0-9]{1,3})?)\s*([bkmgt]?)b?\Z", str(text).strip().lower())
-    if not match:
-        return None
-    unit = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}[match.group(2)]
-    return float(match.group(1)) * unit / 2**20
 
 
 def gib(size_in_mb: float) -> str:

@@ -9,6 +9,7 @@ import re
 from typing import Any, Dict, List, Optional, Set, Tuple
 
 from ..generations import images_of
+from ..text import size_mb
 from .common import (
     ARCHITECTURES,
     SHOWN,
@@ -22,7 +23,6 @@ from .common import (
     info,
     listed,
     part,
-    size_mb,
     warning,
 )
 from .table import family_of

@@ -43,6 +43,7 @@ def read(hosts: Sequence[str], hostvars: Mapping[str, Mapping[str, Any]]) -> lis
 
 def unread(hosts: Sequence[str], hostvars: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A finding for each of ``hosts`` on which nothing was stopped because it was out of reach."""
+    known = set(read(hosts, hostvars))
     return [
         finding(
             "host-unreadable",
@@ -54,7 +55,7 @@ def unread(hosts: Sequence[str], hostvars: Mapping[str, Mapping[str, Any]]) -> l
             fix="What it runs comes back with it. Then stop it, too: run this again.",
         )
         for host in hosts
-        if host not in read(hosts, hostvars)
+        if host not in known
     ]
 
 
